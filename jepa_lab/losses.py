@@ -1,0 +1,119 @@
+"""The losses, as pure functions.
+
+Book: chapters 01, 03, 04.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+TargetNorm = Literal["layer", "batch", "none"]
+
+
+def prediction_loss(
+    prediction: Float[Tensor, "*tokens D"],
+    target: Float[Tensor, "*tokens D"],
+    where: Bool[Tensor, "*tokens"] | None = None,
+    kind: Literal["smooth_l1", "mse", "cosine"] = "smooth_l1",
+    target_norm: TargetNorm = "layer",
+) -> Float[Tensor, ""]:
+    """JEPA's loss: the distance between predicted and actual representations, averaged over the masked tokens.
+
+    With y the normalised target and p the prediction: smooth_l1 and mse average over the D features as well (smooth-L1
+    is d^2/2 for |d| < 1 and |d| - 1/2 beyond); cosine is 2 - 2 cos(p, y). The I-JEPA paper writes the squared
+    distance, its code uses smooth-L1.
+
+    Args:
+        where: which tokens count; None = all. Others never reach the loss, nor the batch statistics.
+        target_norm: "layer" standardises each target over its D features, without learnable scale; "batch" each
+            feature over the counted tokens; "none" leaves the scale free, and a loss that only asks for a small
+            distance is then reduced by shrinking the targets.
+    Shapes: prediction and target [..., D], where Bool[...]; returns a scalar.
+    Raises: ValueError on different shapes or (checked on the CPU) when no token counts. On other devices, where the
+        check would stall every step, the loss is NaN instead, which the trainer reports.
+    Paper: Assran et al. 2023, section 3, "Loss". Book: chapters 01, 03.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"prediction and target must have the same shape, got {tuple(prediction.shape)} and {tuple(target.shape)}"
+        )
+    if where is None:
+        where = torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
+    if where.device.type == "cpu" and not where.any():
+        raise ValueError("where: no masked token in the whole batch (is every row padding, or too short to mask?)")
+    y = normalize_targets(target, target_norm, where)
+    if kind == "cosine":
+        distance = 2 - 2 * F.cosine_similarity(prediction, y, dim=-1)
+    elif kind in ("smooth_l1", "mse"):
+        pointwise = F.smooth_l1_loss if kind == "smooth_l1" else F.mse_loss
+        distance = pointwise(prediction, y.to(prediction.dtype), reduction="none").mean(-1)
+    else:
+        raise ValueError(f"kind must be smooth_l1, mse or cosine, got {kind!r}")
+    return torch.where(where, distance, 0.0).sum() / where.sum()
+
+
+def normalize_targets(
+    target: Float[Tensor, "*tokens D"], norm: TargetNorm, where: Bool[Tensor, "*tokens"] | None = None
+) -> Float[Tensor, "*tokens D"]:
+    """Fix the scale of latent targets, per token ("layer") or per feature over the counted tokens ("batch").
+
+    Shapes: target [..., D], where Bool[...] -> [..., D].
+    """
+    if norm == "layer":
+        return F.layer_norm(target, target.shape[-1:])
+    if norm == "batch":
+        weight = torch.ones_like(target[..., :1]) if where is None else where[..., None].to(target.dtype)
+        axes = tuple(range(target.ndim - 1))
+        mean = (target * weight).sum(axes) / weight.sum()
+        variance = ((target - mean).square() * weight).sum(axes) / weight.sum()
+        return (target - mean) / (variance + 1e-5).sqrt()
+    if norm == "none":
+        return target
+    raise ValueError(f"target_norm must be layer, batch or none, got {norm!r}")
+
+
+def nt_xent(
+    z1: Float[Tensor, "B P"], z2: Float[Tensor, "B P"], temperature: float = 0.1
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """NT-Xent, the contrastive loss of SimCLR: pick your own other view out of the 2B - 1 other embeddings.
+
+        loss = -1/(2B) sum_i log( exp(s_ip / t) / sum_{j != i} exp(s_ij / t) )
+
+    over the 2B rows of [z1; z2], with s the cosine similarity, p the row of i's other view (i + B or i - B) and t the
+    temperature. A collapsed batch, all embeddings equal, gives ln(2B - 1). The values of different temperatures or
+    batch sizes are not comparable.
+
+    Shapes: z1, z2 [B, P], not normalised; returns the scalar loss and detached 0-d metrics: `accuracy` (share of rows
+        whose nearest other row is their positive), `positive_cosine` and `negative_cosine` (means, before dividing by
+        the temperature).
+    Raises: ValueError for temperature <= 0, for a batch of one (there are no negatives) or for different shapes.
+    Paper: Chen et al. 2020 (SimCLR), equation 1. Book: chapter 04.
+    """
+    if z1.shape != z2.shape or z1.ndim != 2:
+        raise ValueError(f"z1 and z2 must both be [B, P], got {tuple(z1.shape)} and {tuple(z2.shape)}")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature must be a positive number, got {temperature}")
+    batch = len(z1)
+    if batch < 2:
+        raise ValueError(f"NT-Xent needs a batch of at least 2 rows to have negatives, got {batch}")
+    z = torch.cat([z1, z2])
+    z = F.normalize(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z, dim=1)
+    cosine = z @ z.T  # [2B, 2B]
+    itself = torch.eye(2 * batch, dtype=torch.bool, device=z.device)
+    logits = (cosine / temperature).masked_fill(itself, -torch.inf)  # a row is not its own candidate
+    other_view = torch.arange(2 * batch, device=z.device).roll(batch)
+    loss = F.cross_entropy(logits, other_view)
+
+    with torch.no_grad():
+        positive = cosine.gather(1, other_view[:, None]).mean()
+        everything = cosine.sum() - cosine.diagonal().sum()
+        metrics = {
+            "accuracy": (logits.argmax(1) == other_view).float().mean(),
+            "positive_cosine": positive,
+            "negative_cosine": (everything - 2 * batch * positive) / (2 * batch * (2 * batch - 2)),
+        }
+    return loss, metrics

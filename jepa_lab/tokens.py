@@ -1,0 +1,61 @@
+"""Dropping hidden tokens before the encoder, and putting them back afterwards.
+
+Book: chapter 03.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def take_visible(
+    x: Float[Tensor, "B N D"], keep: Bool[Tensor, "B N"], k: int | None = None
+) -> tuple[Float[Tensor, "B K D"], Bool[Tensor, "B K"], Int[Tensor, "B K"]]:
+    """Gather the kept tokens of each row, in slot order, and pad the rows to the longest one with zeros.
+
+    The encoder then never spends time on hidden tokens, and cannot see them. `k` is the length to pad to, at least
+    the longest row; giving it spares a GPU the round trip that finding the longest row costs.
+
+    Shapes: x [B, N, D], keep Bool[B, N]; returns x [B, K, D], valid Bool[B, K], index Int[B, K] into N.
+    Raises: ValueError when no row keeps a token, or (checked on the CPU) when `k` would cut a row.
+    Book: chapter 03.
+    """
+    if k is None:
+        k = int(keep.sum(1).max()) if len(keep) else 0
+        if k == 0:
+            raise ValueError("keep: no row keeps any token (is the whole batch padding?)")
+    elif keep.device.type == "cpu" and len(keep) and int(keep.sum(1).max()) > k:
+        raise ValueError(f"k={k} is shorter than the longest row, which keeps {int(keep.sum(1).max())} tokens")
+    index = keep.int().argsort(dim=1, descending=True, stable=True)[:, :k]
+    valid = keep.gather(1, index)
+    x = gather_tokens(x, index).masked_fill(~valid[..., None], 0.0)
+    return x, valid, index
+
+
+def put_back(
+    x: Float[Tensor, "B K D"],
+    valid: Bool[Tensor, "B K"],
+    index: Int[Tensor, "B K"],
+    n_tokens: int,
+    fill: float | Tensor = 0.0,
+) -> Float[Tensor, "B N D"]:
+    """Scatter gathered tokens to their slots; every other slot takes `fill` (a number, or a tensor that broadcasts
+    to [B, N, D], such as a mask token with position codes).
+
+    Shapes: x [B, K, D], valid Bool[B, K], index Int[B, K] in 0..N-1; returns [B, N, D].
+    Raises: ValueError when an index lies outside the N slots (checked on the CPU only).
+    Book: chapter 03.
+    """
+    if index.device.type == "cpu" and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < n_tokens:
+        raise ValueError(f"index must lie in 0..{n_tokens - 1}, got {int(index.min())}..{int(index.max())}")
+    batch, _, dim = x.shape
+    fill = torch.as_tensor(fill, dtype=x.dtype, device=x.device).expand(batch, n_tokens, dim)
+    out = torch.cat([fill, fill[:, :1]], dim=1)
+    # Padded slots go to an extra slot that is cut off: sent anywhere else they would overwrite a real token.
+    index = torch.where(valid, index, n_tokens)
+    return out.scatter(1, index[..., None].expand(-1, -1, dim), x)[:, :n_tokens]
+
+
+def gather_tokens(x: Float[Tensor, "B N D"], index: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
+    """x[b, index[b, k]] for every row b."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
