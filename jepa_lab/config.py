@@ -1,0 +1,118 @@
+"""A training run as data: what `python -m jepa_lab train` reads from a YAML file and the command line.
+
+The configs of the parts are frozen dataclasses next to the code they configure; this file only puts them together. The
+objective's fields depend on its name, so a setting that does not belong to the chosen objective is an error, as is any
+unknown key or wrong type: the message names the key.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from jepa_lab.data import images
+from jepa_lab.nets import EncoderConfig
+from jepa_lab.objectives import OBJECTIVES
+from jepa_lab.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Repeat the run for every value of one setting, named with dots: `key: objective.mask.ratio`.
+
+    A value may also be a list as long as `key` is, when several settings move together: `key: a.b, c.d`.
+    """
+
+    key: str = ""
+    values: list[Any] = field(default_factory=list)
+
+    def overrides(self) -> list[list[str]]:
+        """The command-line overrides of each repetition; one without any when nothing is swept."""
+        if not self.key:
+            return [[]]
+        keys = [key.strip() for key in self.key.split(",")]
+        result = []
+        for value in self.values:
+            row = value if len(keys) > 1 else [value]
+            if len(row) != len(keys):
+                raise ValueError(f"sweep.values: {value} must have {len(keys)} entries, as sweep.key={self.key!r} has")
+            result.append([f"--{key}={part}" for key, part in zip(keys, row, strict=True)])
+        return result
+
+
+def make_parser(objective: str) -> ArgumentParser:
+    """The parser of a run with this objective.
+
+    Raises: ValueError for an unknown objective (lists the known ones).
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective.name: unknown objective {objective!r}; known: {', '.join(sorted(OBJECTIVES))}")
+    parser = ArgumentParser(prog="python -m jepa_lab train", exit_on_error=False, description=_describe(objective))
+    parser.add_argument("--config", action="config", help="a YAML file, such as jepa_lab/configs/digits_jepa.yaml")
+    parser.add_argument("--name", type=str, required=True, help="the result is written to results/NAME.json")
+    parser.add_argument("--data.name", type=Literal[tuple(images.DATASETS)], default="digits")
+    parser.add_argument("--data.settings", type=dict[str, Any], default={}, help="keyword arguments of the loader")
+    parser.add_argument("--objective.name", type=str, default=objective)
+    parser.add_class_arguments(OBJECTIVES[objective].Config, "objective")
+    parser.add_class_arguments(EncoderConfig, "encoder")
+    parser.add_class_arguments(TrainConfig, "trainer", skip={"seed"})
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--split", type=Literal["test", "validation"], default="test", help="choose on validation")
+    parser.add_argument("--controls", type=list[str], default=["chance", "raw input", "random init", "supervised"])
+    parser.add_argument("--tokens", type=bool, default=True, help="probe all tokens too, not only their mean")
+    parser.add_class_arguments(SweepConfig, "sweep")
+    parser.add_argument("--out", type=str, default="results", help="the folder of the results file")
+    return parser
+
+
+def _describe(objective: str) -> str:
+    return f"Train {objective!r}, probe it beside the control rows, and write results/NAME.json."
+
+
+def parse(arguments: list[str]) -> Namespace:
+    """The resolved configuration of a command line such as `--config FILE --trainer.epochs 2`.
+
+    Raises: jsonargparse.ArgumentError for unknown keys and wrong types, ValueError for values out of range.
+    """
+    parser = make_parser(_objective_name(arguments))
+    config = parser.parse_args(arguments)
+    for extra in build(config).sweep.overrides():  # refuse a bad value now, not after the first run of a sweep
+        build(parser.parse_args([*arguments, *extra]))
+    return config
+
+
+def build(config: Namespace) -> Namespace:
+    """The same configuration with the parts' dataclasses in place: `.objective`, `.encoder`, `.trainer`, `.sweep`."""
+    config = config.clone()
+    name = config.objective.pop("name")
+    return make_parser(name).instantiate(config)
+
+
+def resolve(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """What a YAML file and overrides mean now, as plain data: the `config` that a results file must store."""
+    return stored(parse(["--config", str(path), *(overrides or [])]))
+
+
+def stored(config: Namespace) -> dict[str, Any]:
+    """A configuration as plain data for a results file, without the places where it was read from and written to."""
+    data = yaml.safe_load(make_parser(config.objective.name).dump(config, skip_none=False))
+    return {key: value for key, value in data.items() if key not in ("config", "out")}
+
+
+def _objective_name(arguments: list[str]) -> str:
+    """Read the objective's name first: it decides which settings exist."""
+    finder = ArgumentParser(exit_on_error=False, add_help=False)
+    finder.add_argument("--objective.name", type=str)
+    finder.add_argument("--config", type=str)
+    name = None
+    for i, argument in enumerate(arguments):
+        key, _, value = argument.partition("=")
+        value = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+        if key == "--objective.name":
+            name = value
+        elif key == "--config":
+            loaded = yaml.safe_load(Path(value).read_text()) or {}
+            name = (loaded.get("objective") or {}).get("name", name) if isinstance(loaded, dict) else name
+    return name or "jepa"

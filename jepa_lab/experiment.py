@@ -1,0 +1,119 @@
+"""Run a configuration over its seeds and write one results file: the source of every table too long for a chapter."""
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+from jepa_lab import __version__
+from jepa_lab.config import build, parse, stored
+from jepa_lab.data import images
+from jepa_lab.nets import image_encoder
+from jepa_lab.objectives import build_objective
+from jepa_lab.probes import control_rows, probe
+from jepa_lab.training import Trainer, pick_device, seed_all
+
+
+def run(config: Namespace, arguments: list[str], report: Callable[[str], None] = print) -> Path:
+    """Train and probe every seed of every sweep value; write `OUT/NAME.json` and return its path.
+
+    `arguments` is the command line that `config` was parsed from; a sweep appends its overrides to it.
+    """
+    cpu, wall = time.process_time(), time.perf_counter()
+    runs = []
+    for extra in build(config).sweep.overrides():
+        one = parse([*arguments, *extra])
+        for seed in one.seeds:
+            runs.append({"overrides": extra} | run_seed(one, seed))
+            report(_line(runs[-1]))
+    result = {
+        "name": config.name,
+        "config": stored(config),
+        "overrides": _overrides(arguments),
+        "seeds": list(config.seeds),
+        "git_revision": git_revision(),
+        "device": str(pick_device(config.trainer.device)),
+        "core_seconds": round(time.process_time() - cpu, 1),
+        "wall_seconds": round(time.perf_counter() - wall, 1),
+        "versions": {"jepa_lab": __version__, "torch": torch.__version__.split("+")[0]},
+        "runs": runs,
+    }
+    return write_json(Path(config.out) / f"{config.name}.json", result)
+
+
+def run_seed(config: Namespace, seed: int) -> dict[str, Any]:
+    """Train one model and probe it, with the control rows of the same seed beside it."""
+    parts = build(config)
+    trainer_config = replace(parts.trainer, seed=seed)
+    data = images.load(config.data.name, **config.data.settings)
+
+    def make_encoder():
+        return image_encoder(data["train"]["image"], parts.encoder)
+
+    seed_all(seed)
+    objective = build_objective(config.objective.name, make_encoder(), parts.objective, seed=seed)
+    trainer = Trainer(objective, data["train"], trainer_config)
+    trainer.fit()
+    rows = control_rows(data, make_encoder, trainer_config, seed, config.split, config.controls, config.tokens)
+    rows.append(probe(objective, data, config.split, config.objective.name, config.tokens))
+    return {"seed": seed, "core_seconds": round(trainer.core_seconds, 2), "rows": rows}
+
+
+def load_result(name: str, folder: str | Path = "../results") -> dict[str, Any]:
+    """Read results/NAME.json; a notebook's folder is the sibling of `results`.
+
+    Raises: FileNotFoundError that names the command which makes the file.
+    """
+    path = Path(folder) / f"{name}.json"
+    if not path.exists():
+        command = f"python -m jepa_lab train --config jepa_lab/configs/{name}.yaml"
+        raise FileNotFoundError(f"{path} is missing; make it with `{command}`")
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write to a temporary file beside `path`, then rename: a crash leaves the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+    os.replace(file.name, path)
+    return path
+
+
+def git_revision() -> str:
+    """The commit of the working tree, with `+` when files differ from it; `unknown` outside a git checkout."""
+    try:
+        here = Path(__file__).parent
+        call = {"cwd": here, "capture_output": True, "text": True, "check": True}
+        revision = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **call).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **call).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision + ("+" if changed else "")
+
+
+def _overrides(arguments: list[str]) -> list[str]:
+    """The command line without `--config FILE` and `--out FOLDER`."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in ("--config", "--out"):
+            skip = True
+        elif not argument.startswith(("--config=", "--out=")):
+            kept.append(argument)
+    return kept
+
+
+def _line(one: dict[str, Any]) -> str:
+    scores = ", ".join(f"{row['method']} {100 * row['knn']:.1f}" for row in one["rows"])
+    return f"{' '.join(one['overrides'])} seed {one['seed']}, {one['core_seconds']} core-s, kNN %: {scores}"

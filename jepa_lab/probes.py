@@ -1,0 +1,180 @@
+"""What did it learn? Read-outs with labels, and the control rows without which no accuracy means anything.
+
+Book: chapters 01, 04.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from jepa_lab.metrics import effective_rank, normalized_std
+from jepa_lab.nets import TokenEncoder
+from jepa_lab.objectives import JEPA, Objective, Supervised, SupervisedConfig
+from jepa_lab.training import Batch, TrainConfig, Trainer, seed_all
+
+Row = dict[str, str | float]
+Splits = dict[str, Batch]
+
+
+def extract(
+    objective: Objective, data: Batch, name: str = "pooled", batch_size: int = 512
+) -> tuple[Float[Tensor, "n F"], Int[Tensor, " n"]]:
+    """Frozen features of a whole split and the rows they belong to; rows without any real token are dropped.
+
+    Shapes: returns features [n_kept, F] (tokens are flattened to N x D) and their row numbers [n_kept], on the CPU.
+    """
+    device = next(objective.parameters()).device
+    n, parts = len(next(iter(data.values()))), []
+    for start in range(0, n, batch_size):
+        batch = {key: value[start : start + batch_size].to(device) for key, value in data.items()}
+        parts.append(objective.represent(batch, name).flatten(1).float().cpu())
+    features = torch.cat(parts)
+    rows = features.isfinite().all(1).nonzero().flatten()
+    return features[rows], rows
+
+
+def linear_probe(
+    train: Float[Tensor, "n F"],
+    train_label: Int[Tensor, " n"],
+    test: Float[Tensor, "m F"],
+    test_label: Int[Tensor, " m"],
+    C: float = 1.0,
+) -> float:
+    """Accuracy of a logistic regression on standardised frozen features.
+
+    Standardising makes the probe fair to features of any scale and also blind to scale: features collapsed to a
+    millionth of their size score the same. Read it together with a standard deviation.
+
+    Raises: ValueError when the features are not finite.
+    """
+    _check_finite(train, test)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=500))
+    with warnings.catch_warnings():  # 500 iterations change no digit that is reported
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        probe.fit(train.numpy(), train_label.numpy())
+    return float(probe.score(test.numpy(), test_label.numpy()))
+
+
+def knn_probe(
+    train: Float[Tensor, "n F"],
+    train_label: Int[Tensor, " n"],
+    test: Float[Tensor, "m F"],
+    test_label: Int[Tensor, " m"],
+    k: int = 20,
+) -> float:
+    """Accuracy of a vote of the k most similar training rows (cosine similarity). Nothing is trained: it sees the
+    geometry of the features as it is.
+
+    Raises: ValueError when the features are not finite or `k` exceeds the training rows.
+    """
+    _check_finite(train, test)
+    if not 1 <= k <= len(train):
+        raise ValueError(f"k must lie in 1..{len(train)} (the training rows), got {k}")
+    probe = KNeighborsClassifier(n_neighbors=k, metric="cosine")
+    return float(probe.fit(train.numpy(), train_label.numpy()).score(test.numpy(), test_label.numpy()))
+
+
+def probe(objective: Objective, data: Splits, split: str = "test", method: str = "", tokens: bool = True) -> Row:
+    """One row of a results table: probes trained on the training split, scored on `split`.
+
+    Keys: `linear` and `knn` on the pooled features, `tokens` (linear on all tokens, when asked for), `std` and `rank`
+    (`metrics.normalized_std`, `metrics.effective_rank` of the pooled features of `split`), and `dropped`, the rows of
+    both splits that had nothing to represent. Accuracies are shares in [0, 1]. Choose settings on "validation";
+    "test" is for the result.
+    """
+    row = _probe_features(*extract(objective, data["train"]), *extract(objective, data[split]), data, split)
+    if tokens and "tokens" in objective.representations:
+        train, i = extract(objective, data["train"], "tokens")
+        test, j = extract(objective, data[split], "tokens")
+        row["tokens"] = linear_probe(train, data["train"]["label"][i], test, data[split]["label"][j])
+    return {"method": method or type(objective).__name__} | row
+
+
+def raw_features(data: Batch) -> Float[Tensor, "n F"]:
+    """The input itself as a feature vector: what a probe reaches without any encoder."""
+    return data["image"].flatten(1).float()
+
+
+def control_rows(
+    data: Splits,
+    make_encoder: Callable[[], TokenEncoder],
+    config: TrainConfig,
+    seed: int = 0,
+    split: str = "test",
+    rows: Iterable[str] = ("chance", "raw input", "random init", "supervised"),
+    tokens: bool = True,
+) -> list[Row]:
+    """The rows every table needs beside the method's own.
+
+    `chance`: always the most frequent training label. `raw input`: the probes on the pixels. `random init`: the same
+    encoder, untrained. `supervised`: the same encoder trained with the labels under the same recipe.
+
+    Raises: ValueError for an unknown row name.
+    """
+    result = []
+    for name in rows:
+        if name == "chance":
+            common = data["train"]["label"].bincount().argmax()
+            share = (data[split]["label"] == common).float().mean().item()
+            row = {"method": name, "linear": share, "knn": share, "tokens": share}
+        elif name == "raw input":
+            train, test = raw_features(data["train"]), raw_features(data[split])
+            everyone = [torch.arange(len(x)) for x in (train, test)]
+            row = {"method": name} | _probe_features(train, everyone[0], test, everyone[1], data, split)
+            row["tokens"] = row["linear"]
+        elif name == "random init":
+            seed_all(seed)
+            row = probe(JEPA(make_encoder(), seed=seed), data, split, name, tokens)
+        elif name == "supervised":
+            seed_all(seed)
+            classes = int(data["train"]["label"].max()) + 1
+            objective = Supervised(make_encoder(), SupervisedConfig(n_classes=classes), seed=seed)
+            Trainer(objective, data["train"], config).fit()
+            row = probe(objective, data, split, name, tokens)
+        else:
+            raise ValueError(f"unknown control row {name!r}; known: chance, raw input, random init, supervised")
+        result.append(row)
+    return result
+
+
+def summarise(rows: Iterable[Row]) -> dict[str, dict[str, tuple[float, float, int]]]:
+    """Mean, sample standard deviation (NaN for one run) and number of runs of every metric, per method in order."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key != "method":
+                values.setdefault(row["method"], {}).setdefault(key, []).append(float(value))
+    return {
+        method: {
+            key: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float("nan"), len(v))
+            for key, v in metrics.items()
+        }
+        for method, metrics in values.items()
+    }
+
+
+def _probe_features(train, i, test, j, data: Splits, split: str) -> Row:
+    train_label, test_label = data["train"]["label"][i], data[split]["label"][j]
+    dropped = len(data["train"]["label"]) - len(i) + len(data[split]["label"]) - len(j)
+    return {
+        "linear": linear_probe(train, train_label, test, test_label),
+        "knn": knn_probe(train, train_label, test, test_label),
+        "std": normalized_std(test).item(),
+        "rank": effective_rank(test).item(),
+        "dropped": dropped,
+    }
+
+
+def _check_finite(*features: Tensor) -> None:
+    for x in features:
+        if not x.isfinite().all():
+            raise ValueError("features contain NaN or infinity: drop rows without content with probes.extract first")
