@@ -35,7 +35,7 @@ class SweepConfig:
         keys = [key.strip() for key in self.key.split(",")]
         result = []
         for value in self.values:
-            row = value if len(keys) > 1 else [value]
+            row = value if len(keys) > 1 and isinstance(value, list) else [value]
             if len(row) != len(keys):
                 raise ValueError(f"sweep.values: {value} must have {len(keys)} entries, as sweep.key={self.key!r} has")
             result.append([f"--{key}={part}" for key, part in zip(keys, row, strict=True)])
@@ -49,7 +49,9 @@ def make_parser(objective: str) -> ArgumentParser:
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective.name: unknown objective {objective!r}; known: {', '.join(sorted(OBJECTIVES))}")
-    parser = ArgumentParser(prog="python -m jepa_lab train", exit_on_error=False, description=_describe(objective))
+    about = f"Train {objective!r}, probe it beside the control rows, and write results/NAME.json."
+    # No abbreviations: --trainer.epoch would pass for --trainer.epochs, and a typo for a setting.
+    parser = ArgumentParser("python -m jepa_lab train", description=about, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file, such as jepa_lab/configs/digits_jepa.yaml")
     parser.add_argument("--name", type=str, required=True, help="the result is written to results/NAME.json")
     parser.add_argument("--data.name", type=Literal[tuple(images.DATASETS)], default="digits")
@@ -65,10 +67,6 @@ def make_parser(objective: str) -> ArgumentParser:
     parser.add_class_arguments(SweepConfig, "sweep")
     parser.add_argument("--out", type=str, default="results", help="the folder of the results file")
     return parser
-
-
-def _describe(objective: str) -> str:
-    return f"Train {objective!r}, probe it beside the control rows, and write results/NAME.json."
 
 
 def parse(arguments: list[str]) -> Namespace:
@@ -97,7 +95,7 @@ def resolve(path: str | Path, overrides: list[str] | None = None) -> dict[str, A
 
 def stored(config: Namespace) -> dict[str, Any]:
     """A configuration as plain data for a results file, without the places where it was read from and written to."""
-    data = yaml.safe_load(make_parser(config.objective.name).dump(config, skip_none=False))
+    data = yaml.safe_load(make_parser(config.objective.name).dump(config))
     return {key: value for key, value in data.items() if key not in ("config", "out")}
 
 

@@ -8,6 +8,7 @@ Book: chapter 03.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,7 +22,6 @@ __all__ = [
     "Mask",
     "MaskConfig",
     "block_mask",
-    "block_sizes",
     "check_multiblock",
     "complementary_masks",
     "multiblock_mask",
@@ -108,10 +108,10 @@ def multiblock_mask(
     place where it fits, the last row and column included (the published sampler shares one random number between
     area and aspect and never reaches the last row and column). Target blocks are never redrawn, so their
     distribution is the stated one. Only the context block is redrawn, up to `_TRIES` times, when fewer than
-    `min_context` tokens are left of it; after that the row takes every token outside its targets.
+    `min_context` tokens are left of it; after that the row takes every token outside its targets, and at least one.
 
     Shapes: valid Bool[B, H*W] in raster order; returns Mask with M = n_targets.
-    Raises: ValueError for settings that could leave fewer than `min_context` context tokens, with the numbers.
+    Raises: ValueError for settings that leave fewer than `min_context` tokens in more than 1 % of the draws.
     Paper: Assran et al. 2023 (I-JEPA), section 3. Book: chapter 03.
     """
     height, width = check_multiblock(grid, n_targets, target_scale, target_aspect, context_scale, min_context)
@@ -218,24 +218,22 @@ def check_multiblock(
             raise ValueError(f"{name} must be 0 < low <= high <= 1 (shares of the grid's area), got {(low, high)}")
     if not 0 < target_aspect[0] <= target_aspect[1]:
         raise ValueError(f"target_aspect must be 0 < low <= high (height over width), got {target_aspect}")
-    largest = max(h * w for h, w in block_sizes(grid, target_scale, target_aspect))
-    if n_targets * largest > height * width - min_context:
+    short = _share_short(tuple(grid), n_targets, tuple(target_scale), tuple(target_aspect), min_context)
+    if short > 0.01:
         raise ValueError(
-            f"{n_targets} target blocks of up to {largest} cells can leave {height * width - n_targets * largest} of "
-            f"the {height * width} cells of a {height} x {width} grid, fewer than min_context={min_context}: "
-            "use fewer or smaller targets (n_targets, target_scale), or smaller patches"
+            f"{n_targets} target blocks of target_scale={target_scale} leave fewer than min_context={min_context} of "
+            f"the {height * width} cells of a {height} x {width} grid in {short:.0%} of the draws: use fewer or smaller "
+            "targets (n_targets, target_scale), a smaller min_context, or smaller patches"
         )
     return height, width
 
 
-def block_sizes(
-    grid: tuple[int, int], scale: tuple[float, float], aspect: tuple[float, float], steps: int = 200
-) -> list[tuple[int, int]]:
-    """All (height, width) in cells that a block can take."""
-    area = torch.linspace(*scale, steps, dtype=torch.float64)[:, None] * grid[0] * grid[1]
-    ratio = torch.linspace(*aspect, steps, dtype=torch.float64)[None]
-    h, w = _block_shape(area, ratio, grid)
-    return sorted(set(zip(h.flatten().tolist(), w.flatten().tolist(), strict=True)))
+@lru_cache
+def _share_short(grid, n_targets, scale, aspect, min_context) -> float:
+    """Share of 2,000 draws in which the targets leave fewer than `min_context` cells."""
+    valid = torch.ones(2000, grid[0] * grid[1], dtype=torch.bool)
+    targets = _blocks(2000, n_targets, grid, scale, aspect, valid, torch.Generator().manual_seed(0))
+    return ((~targets.any(1)).sum(1) < min_context).float().mean().item()
 
 
 def _block_shape(area: Tensor, aspect: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -263,7 +261,7 @@ def _blocks(batch, n_blocks, grid, scale, aspect, like, generator) -> Bool[Tenso
 def _repair(mask: Mask, valid: Tensor, generator) -> Mask:
     """Give rows with two or more real tokens at least one context and one target token; others pass unchanged.
 
-    Only padding on the grid can make this necessary: blocks may then fall on cells that hold nothing.
+    Two things make this necessary: blocks that fall on padding, and the rare draw whose targets tile the whole grid.
     """
     context, targets = mask
     slots = torch.arange(valid.shape[1], device=valid.device)

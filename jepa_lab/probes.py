@@ -6,7 +6,6 @@ Book: chapters 01, 04.
 import warnings
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from sklearn.exceptions import ConvergenceWarning
@@ -146,20 +145,16 @@ def control_rows(
     return result
 
 
-def summarise(rows: Iterable[Row]) -> dict[str, dict[str, tuple[float, float, int]]]:
-    """Mean, sample standard deviation (NaN for one run) and number of runs of every metric, per method in order."""
-    values: dict[str, dict[str, list[float]]] = {}
+def collect(rows: Iterable[Row], label: str = "method") -> list[dict[str, str | list[float]]]:
+    """Rows of single runs as one row per method, in order of appearance, with a list of values per metric: what
+    `plots.table` and `plots.dots` draw as mean and standard deviation."""
+    collected: dict[str, dict[str, str | list[float]]] = {}
     for row in rows:
+        one = collected.setdefault(str(row[label]), {label: row[label]})
         for key, value in row.items():
-            if key != "method":
-                values.setdefault(row["method"], {}).setdefault(key, []).append(float(value))
-    return {
-        method: {
-            key: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float("nan"), len(v))
-            for key, v in metrics.items()
-        }
-        for method, metrics in values.items()
-    }
+            if key != label:
+                one.setdefault(key, []).append(float(value))
+    return list(collected.values())
 
 
 def _probe_features(train, i, test, j, data: Splits, split: str) -> Row:

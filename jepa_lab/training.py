@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from jepa_lab.objectives.base import Objective
 
 Batch = dict[str, Tensor]
+History = dict[str, list[int | float]]
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,11 @@ class Trainer:
             data = {key: value.to(self.device) for key, value in batches.items()}
             batches = shuffled_batches(data, self.config.batch_size, self.config.seed)
         self.batches, self.evaluate = batches, evaluate
-        self.history: dict[str, list[float]] = {}
-        self.evaluations: dict[str, list[float]] = {}
+        self.history: History = {}
+        self.evaluations: History = {}
         self.core_seconds = 0.0
 
-    def fit(self) -> dict[str, list[float]]:
+    def fit(self) -> History:
         """Run all epochs and return `history`.
 
         Raises: FloatingPointError at a loss or metric that is not finite, naming the metric and the step.
