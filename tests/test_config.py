@@ -1,0 +1,132 @@
+"""Configurations and the command line: what is unknown or wrong is an error that names the key."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import ArgumentError
+
+from jepa_lab import experiment
+from jepa_lab.__main__ import main
+from jepa_lab.config import SweepConfig, build, parse, resolve
+from jepa_lab.objectives import ContrastiveConfig, JEPAConfig
+
+CONFIGS = sorted((Path(__file__).parent.parent / "jepa_lab" / "configs").glob("*.yaml"))
+JEPA_YAML = str(next(path for path in CONFIGS if path.stem == "digits_jepa"))
+CONTRASTIVE_YAML = str(next(path for path in CONFIGS if path.stem == "digits_contrastive"))
+FAST = ["--trainer.epochs", "1", "--seeds", "0", "1", "--encoder.depth", "1", "--tokens", "false"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_resolves_and_is_named_after_its_file(path):
+    config = parse(["--config", str(path)])
+    assert config.name == path.stem
+
+
+def test_values_reach_the_dataclasses():
+    parts = build(parse(["--config", JEPA_YAML, "--objective.mask.ratio=0.3", "--trainer.betas=[0.5, 0.6]"]))
+    assert isinstance(parts.objective, JEPAConfig)
+    assert parts.objective.mask.ratio == 0.3 and parts.trainer.betas == (0.5, 0.6)
+    assert parts.objective.momentum.start == 0.99
+    contrastive = build(parse(["--config", CONTRASTIVE_YAML])).objective
+    assert isinstance(contrastive, ContrastiveConfig) and contrastive.augmentation.crop == (0.6, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--objective.temperature", "0.1"], "objective.temperature"),  # a key of another objective
+        (["--trainer.epoch", "2"], "trainer.epoch"),
+        (["--trainer.epochs", "many"], "trainer.epochs"),
+        (["--trainer.epochs", "0"], "trainer.epochs must be at least 1, got 0"),
+        (["--objective.mask.ratio", "1.5"], "mask.ratio"),
+        (["--objective.mask.kind", "checkers"], "objective.mask.kind"),
+        (["--data.name", "imagenet"], "data.name"),
+        (["--objective.name", "byol"], "known: contrastive, jepa, supervised"),
+        (["--sweep.key", "trainer.epochs", "--sweep.values", "[1, 0]"], "trainer.epochs must be at least 1"),
+        (["--sweep.key", "no.such", "--sweep.values", "[1]"], "no.such"),
+        (["--sweep.key", "a, b", "--sweep.values", "[1]"], "sweep.values: 1 must have 2 entries"),
+    ],
+)
+def test_errors_name_the_key(arguments, message, capsys):
+    with pytest.raises((ArgumentError, ValueError), match=message.replace("[", r"\[")):
+        parse(["--config", JEPA_YAML, *arguments])
+    assert main(["train", "--config", JEPA_YAML, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_keys_in_the_file_are_errors(tmp_path):
+    path = tmp_path / "typo.yaml"
+    path.write_text("name: typo\nobjective: {name: contrastive, temprature: 3}\n")
+    with pytest.raises(ArgumentError, match="temprature"):
+        parse(["--config", str(path)])
+    path.write_text("name: typo\nobjectives: {name: jepa}\n")
+    with pytest.raises(ArgumentError, match="objectives"):
+        parse(["--config", str(path)])
+
+
+def test_sweep_overrides():
+    assert SweepConfig().overrides() == [[]]
+    assert SweepConfig("a.b", [1, "x"]).overrides() == [["--a.b=1"], ["--a.b=x"]]
+    assert SweepConfig("a, b", [[1, 2]]).overrides() == [["--a=1", "--b=2"]]
+
+
+@pytest.mark.slow
+def test_a_run_writes_what_it_did_and_repeats(tmp_path, capsys):
+    sweep = ["--sweep.key", "objective.mask.ratio", "--sweep.values", "[0.3, 0.6]"]
+    arguments = ["train", "--config", JEPA_YAML, *FAST, *sweep, "--split", "validation", "--controls", "[chance]"]
+    results = []
+    for folder in ("a", "b"):
+        assert main([*arguments, "--out", str(tmp_path / folder)]) == 0
+        results.append(json.loads((tmp_path / folder / "digits_jepa.json").read_text()))
+        assert not list((tmp_path / folder).glob("*.part"))
+    assert "digits_jepa.json" in capsys.readouterr().out
+    one, two = results
+    assert one["config"] == two["config"] == resolve(JEPA_YAML, one["overrides"])
+    assert "--out" not in one["overrides"] and "--trainer.epochs" in one["overrides"]
+    assert [(r["seed"], r["overrides"]) for r in one["runs"]] == [
+        (seed, [f"--objective.mask.ratio={ratio}"]) for ratio in (0.3, 0.6) for seed in (0, 1)
+    ]
+    assert [r["rows"] for r in one["runs"]] == [r["rows"] for r in two["runs"]]
+    assert [row["method"] for row in one["runs"][0]["rows"]] == ["chance", "jepa"]
+    scores = {r["rows"][-1]["linear"] for r in one["runs"]}
+    assert len(scores) > 1  # seeds and settings make a difference
+    assert experiment.load_result("digits_jepa", tmp_path / "a") == one
+    with pytest.raises(FileNotFoundError, match=r"make it with `python -m jepa_lab train --config .*nothing\.yaml`"):
+        experiment.load_result("nothing", tmp_path)
+
+
+@pytest.mark.slow
+def test_the_command_as_a_user_types_it(tmp_path):
+    def run(*arguments):
+        call = [sys.executable, "-m", "jepa_lab", *arguments]
+        return subprocess.run(call, capture_output=True, text=True, cwd=Path(JEPA_YAML).parent.parent.parent)
+
+    printed = run("train", "--config", JEPA_YAML, "--trainer.epochs", "7", "--print_config")
+    assert yaml.safe_load(printed.stdout)["trainer"]["epochs"] == 7
+    done = run("train", "--config", CONTRASTIVE_YAML, *FAST, "--controls", "[]", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "digits_contrastive.json").exists()
+
+
+def test_missing_data_is_a_message_and_not_a_traceback(tmp_path, capsys):
+    data = ["--data.name", "fashion_mnist", "--data.settings", f"root: {tmp_path}"]
+    assert main(["train", "--config", JEPA_YAML, *data]) == 1
+    assert "github.com/zalandoresearch/fashion-mnist" in capsys.readouterr().err
+
+
+def test_help_and_unknown_commands(capsys):
+    assert main([]) == main(["--help"]) == 0
+    assert "--print_config" in capsys.readouterr().out
+    assert main(["fly"]) == 2
+    assert "unknown command 'fly'" in capsys.readouterr().err
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    path = experiment.write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(TypeError):
+        experiment.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
