@@ -222,8 +222,8 @@ def check_multiblock(
     if short > 0.01:
         raise ValueError(
             f"{n_targets} target blocks of target_scale={target_scale} leave fewer than min_context={min_context} of "
-            f"the {height * width} cells of a {height} x {width} grid in {short:.0%} of the draws: use fewer or smaller "
-            "targets (n_targets, target_scale), a smaller min_context, or smaller patches"
+            f"the {height * width} cells of a {height} x {width} grid in {short:.0%} of the draws: use fewer or "
+            "smaller targets (n_targets, target_scale), a smaller min_context, or smaller patches"
         )
     return height, width
 

@@ -86,7 +86,8 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
-        # A row of padding alone would attend to nothing, which is 0/0; let it attend to itself, it is zeroed below.
+        # A row of padding alone would attend to nothing, which is 0/0 and NaN in some versions of torch; let it attend
+        # to itself, it is zeroed below.
         attend = (valid | ~valid.any(1, keepdim=True))[:, None, None, :]
         for block in self.blocks:
             x = block(x, attend)

@@ -135,5 +135,5 @@ def test_schedules():
     for schedule in (linear(0.996, 1.0), cosine(0.996, 1.0)):
         assert schedule(1.7) == pytest.approx(1.0)  # unclamped, a linear schedule would pass 1 and diverge
     for bad in (lambda: constant(1.1), lambda: linear(-0.1), lambda: cosine(0.9, 2.0), lambda: from_half_life(0)):
-        with pytest.raises(ValueError, match="tau|steps"):
+        with pytest.raises(ValueError, match=r"tau|steps"):
             bad()

@@ -79,12 +79,12 @@ def test_symmetries_of_nt_xent():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_nt_xent_in_half_precision_is_finite_at_low_temperature(dtype):
     z1, z2 = views(32, 16, dtype=torch.float32)
-    exact = nt_xent(z1, z2, 0.01)[0]
     a, b = z1.detach().to(dtype).requires_grad_(), z2.detach().to(dtype)
     loss, _ = nt_xent(a, b, 0.01)
     loss.backward()
     assert loss.isfinite() and a.grad.isfinite().all() and a.grad.abs().sum() > 0
-    assert loss.item() == pytest.approx(exact.item(), rel=0.05)
+    # Only the input is rounded: everything after it is computed in fp32.
+    torch.testing.assert_close(loss, nt_xent(a.detach().float(), b.float(), 0.01)[0], rtol=1e-5, atol=0.0)
 
 
 def test_nt_xent_refuses_bad_input():

@@ -7,7 +7,7 @@ import torch
 
 from jepa_lab.data.augment import DIGITS
 from jepa_lab.losses import nt_xent, prediction_loss
-from jepa_lab.masking import MaskConfig
+from jepa_lab.masking import Mask, MaskConfig
 from jepa_lab.nets import EncoderConfig, TokenEncoder, Tokens, Transformer, image_encoder
 from jepa_lab.objectives import (
     JEPA,
@@ -152,12 +152,26 @@ def test_jepa_on_padded_sequences_ignores_the_padding_and_unmaskable_rows():
     assert tokens[5].isnan().all() and (tokens[2, 4:] == 0).all()
 
 
+def test_a_row_without_context_takes_no_part_even_if_a_mask_gives_it_targets():
+    class Blind(MaskConfig):
+        def draw(self, valid, grid=None, generator=None):
+            context = torch.zeros_like(valid)
+            context[1:, :8] = True
+            return Mask(context, (~context)[:, None])
+
+    objective = JEPA(encoder(), JEPAConfig(mask=Blind(), target_norm="layer"))
+    data = batch()
+    loss = objective(data)[0]
+    other = data | {"image": torch.cat([1 - data["image"][:1], data["image"][1:]])}
+    torch.testing.assert_close(objective(other)[0], loss)
+
+
 @pytest.mark.parametrize("name", ["jepa", "contrastive"])
 def test_a_batch_without_any_valid_token_is_an_error(name):
     config = ContrastiveConfig(views="mask") if name == "contrastive" else None
     objective = build_objective(name, sequence_encoder(), config)
     data = sequences() | {"valid": torch.zeros(6, 10, dtype=torch.bool)}
-    with pytest.raises(ValueError, match="no row keeps any token|at least 2 rows|no masked token"):
+    with pytest.raises(ValueError, match=r"no row keeps any token|at least 2 rows|no masked token"):
         objective(data)
 
 

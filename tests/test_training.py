@@ -1,14 +1,15 @@
 """The loop: it learns, it repeats itself exactly, it stops on NaN, and what prevents collapse does."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 from jepa_lab.data.augment import DIGITS
 from jepa_lab.data.images import digits
-from jepa_lab.nets import EncoderConfig, image_encoder
-from jepa_lab.objectives import JEPA, Contrastive, ContrastiveConfig, JEPAConfig, MomentumConfig, Supervised
+from jepa_lab.nets import EncoderConfig, TokenEncoder, Transformer, image_encoder
+from jepa_lab.objectives import JEPA, Contrastive, ContrastiveConfig, JEPAConfig, MomentumConfig, Objective, Supervised
 from jepa_lab.training import TrainConfig, Trainer, lr_factor, pick_device, seed_all, shuffled_batches
 
 TINY = EncoderConfig(patch=4, dim=16, depth=1, heads=2)
@@ -88,6 +89,55 @@ def test_evaluate_runs_on_schedule_and_leaves_train_mode_on(data):
     trainer.evaluate = lambda objective: {"mode": float(objective.eval().training)}
     trainer.fit()
     assert trainer.evaluations == {"epoch": [2, 4, 5], "step": [30, 60, 75], "mode": [0.0, 0.0, 0.0]}
+
+
+class Slope(Objective):
+    """A loss that is linear in its one weight, with slope 8; remembers what the loop did to it."""
+
+    def __init__(self):
+        super().__init__(TokenEncoder(torch.nn.Identity(), Transformer(4, 1, 1), 4))
+        self.weight = torch.nn.Parameter(torch.zeros(1, 1))
+        self.trace = []
+
+    def forward(self, batch):
+        self.trace.append({"training": self.training})
+        return 8 * self.weight.sum(), {}
+
+    def param_groups(self, lr):
+        return [{"params": [self.weight], "lr": lr, "weight_decay": 0.0}]
+
+    def after_step(self, progress):
+        self.trace[-1] |= {"grad": self.weight.grad.item(), "weight": self.weight.item()}
+
+
+def slope(**settings):
+    config = TrainConfig(**{"epochs": 3, "batch_size": 2, "evaluate_every": 1, "lr": 0.1} | settings)
+    trainer = Trainer(
+        Slope(), {"x": torch.zeros(8, 1)}, config, evaluate=lambda objective: {"x": objective.eval().weight.item()}
+    )
+    trainer.fit()
+    return trainer
+
+
+def test_gradients_are_fresh_at_every_step_and_clipped():
+    assert [t["grad"] for t in slope(clip_norm=100.0).objective.trace] == pytest.approx(
+        [8.0] * 12
+    )  # not 8, 16, 24, ...
+    clipped = slope(clip_norm=0.5)
+    assert [t["grad"] for t in clipped.objective.trace] == pytest.approx([0.5] * 12, rel=1e-4)
+    assert clipped.history["grad_norm"] == pytest.approx([8.0] * 12)  # the log shows the norm before clipping
+
+
+def test_the_learning_rate_of_the_schedule_is_the_one_that_is_used():
+    trainer = slope(warmup_steps=4)
+    weights = [0.0] + [t["weight"] for t in trainer.objective.trace]
+    steps = [a - b for a, b in pairwise(weights)]  # AdamW moves by lr along a constant gradient
+    assert steps == pytest.approx(trainer.history["lr"], rel=1e-3)
+    assert steps == pytest.approx([0.1 * lr_factor(i, i / 12, 4) for i in range(12)], rel=1e-3)
+
+
+def test_training_mode_is_back_after_an_evaluation():
+    assert all(t["training"] for t in slope().objective.trace)
 
 
 def test_learning_rate_warms_up_and_decays():
