@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from jepa_lab.pictures import heatmap, image_grid, mask_grid, similarity
 from jepa_lab.style import COLORS, DASHES, Array, array, color, figure, palette, use_style
@@ -98,6 +99,9 @@ def panels(
         ax.set(xlabel=xlabel, title=ylabel)
         if ylabel in logy:
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
         if logx:
             ax.set_xscale("log")
     if len(names) > 1:

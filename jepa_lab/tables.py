@@ -77,13 +77,14 @@ def table(
     label: str = "method",
     units: Mapping[str, str] | None = None,
     lower: Sequence[str] = (),
-    digits: int = 1,
+    digits: int | Mapping[str, int] = 1,
     caption: str = "",
 ) -> Table:
     """Tabulate ``mean ± s.d.`` per method and metric, controls apart, the best other row of a column bold.
 
     A metric is a number, or one number per seed. Its unit is "%" unless ``units`` says otherwise
-    (``{"rank": ""}``), and a value in % is given as a share: 0.81 becomes 81.0. ``lower`` names the metrics
+    (``{"rank": ""}``), and a value in % is given as a share: 0.81 becomes 81.0. ``digits`` are decimals, for all
+    metrics or for some (``{"std": 2}``, the others 1). ``lower`` names the metrics
     of which less is better.
 
     Raises: ValueError if there are no rows, a row lacks its label, or no row has a metric.
@@ -100,10 +101,11 @@ def table(
             known = sorted({key for row in rows for key in row} - {label})
             raise ValueError(f"metrics must be among {', '.join(known)}, got {name!r}")
     units = {name: (units or {}).get(name, "%") for name in metrics}
+    places = digits if isinstance(digits, Mapping) else dict.fromkeys(metrics, digits)
     cells: list[tuple[bool, list[str]]] = [(str(row[label]) in CONTROLS, [str(row[label])]) for row in rows]
     runs = set()
     for name in metrics:
-        factor = 100 if units[name] == "%" else 1
+        factor, decimals = 100 if units[name] == "%" else 1, places.get(name, 1)
         means: dict[int, float] = {}
         for i, row in enumerate(rows):
             if row.get(name) is None:
@@ -111,8 +113,8 @@ def table(
                 continue
             mean, sd = (float(v) * factor for v in mean_sd(row[name]))
             number = np.size(row[name])
-            means[i] = round(mean, digits)  # ties that the reader cannot see are ties
-            cells[i][1].append(f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if number > 1 else ""))
+            means[i] = round(mean, decimals)  # ties that the reader cannot see are ties
+            cells[i][1].append(f"{mean:.{decimals}f}" + (f" ± {sd:.{decimals}f}" if number > 1 else ""))
             if not cells[i][0]:
                 runs.add(number)
         ranked = [value for i, value in means.items() if not cells[i][0] and np.isfinite(value)]

@@ -4,6 +4,7 @@ Book: chapter 01.
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class Trainer:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         step, pending, started = 0, [], time.process_time()
 
-        for epoch in tqdm(range(config.epochs), desc="epoch", disable=None, leave=False):
+        for epoch in tqdm(range(config.epochs), desc="epoch", disable=_quiet(), leave=False):
             batches = self.batches(epoch)
             for i, batch in enumerate(batches):
                 progress = (epoch + i / len(batches)) / config.epochs
@@ -162,6 +163,11 @@ def lr_factor(step: int, progress: float, warmup_steps: int) -> float:
     """Share of the peak learning rate: linear over the first `warmup_steps`, times half a cosine over the whole run."""
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     return warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def _quiet() -> bool | None:
+    """Whether to hide progress bars: with TQDM_DISABLE=1 always, else (None) where there is no terminal or notebook."""
+    return True if os.environ.get("TQDM_DISABLE", "0") not in ("", "0") else None
 
 
 class _Epoch:
