@@ -68,7 +68,7 @@ class Table:
 
 def _cell(text: str, pad: str, slant: str) -> str:
     shown = f"<strong>{escape(text[2:-2])}</strong>" if text.startswith("**") else escape(text)
-    return f'<td style="{pad}right;font-style:{slant}">{shown}</td>'
+    return f'<td style="{pad}right;white-space:nowrap;font-style:{slant}">{shown}</td>'
 
 
 def table(

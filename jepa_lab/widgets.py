@@ -73,7 +73,7 @@ class Knob:
             parts.append(
                 f'<div class="jepa-knob-slider"><label>{escape(_label(name))} <input type="range" min="0" '
                 f'max="{len(texts) - 1}" step="1" value="{place}" autocomplete="off" data-values="{every}" '
-                f'aria-valuetext="{now}" style="width:16em;max-width:60%;vertical-align:middle" '
+                f'aria-valuetext="{now}" style="width:20em;max-width:60vw;vertical-align:middle" '
                 f'oninput="{escape(_TURN)}"></label> <output>{now}</output></div>'
             )
         for i, (png, alt) in enumerate(zip(self.frames, self.alts, strict=True)):

@@ -72,7 +72,11 @@ plots.image_grid(first, titles=data["train"]["label"][:16].tolist())
 # %% mystnb={"image": {"alt": "Four digits, each cut into a 4 by 4 grid of patches; most patches are covered as targets and only a few remain visible as context."}}
 from jepa_lab.masking import random_mask
 
-mask = random_mask(torch.ones(4, 16, dtype=torch.bool), ratio=0.6, generator=torch.Generator().manual_seed(0))
+mask = random_mask(
+    torch.ones(4, 16, dtype=torch.bool),
+    ratio=0.6,
+    generator=torch.Generator().manual_seed(0),
+)
 codes = mask.context.int() + 2 * mask.targets[:, 0].int()
 plots.mask_grid(codes.view(4, 4, 4), images=first[:4])
 
@@ -126,7 +130,9 @@ print("loss  ", distance.mean().item())
 from jepa_lab.losses import prediction_loss
 
 # the package adds 1e-5 to the variance, hence a tolerance
-torch.testing.assert_close(prediction_loss(prediction, target, covered), distance.mean(), rtol=1e-4, atol=1e-4)
+torch.testing.assert_close(
+    prediction_loss(prediction, target, covered), distance.mean(), rtol=1e-4, atol=1e-4
+)
 print("this is exactly jepa_lab.losses.prediction_loss")
 
 # %% [markdown]
@@ -141,7 +147,9 @@ from jepa_lab.nets import image_encoder
 from jepa_lab.predictors import MaskedTokenPredictor
 from jepa_lab.tokens import gather_tokens
 
-encoder = image_encoder(data["train"]["image"])  # a vision transformer with 16 tokens of width 64
+encoder = image_encoder(
+    data["train"]["image"]
+)  # a vision transformer with 16 tokens of width 64
 target_encoder = EMAEncoder(encoder, cosine(0.99, 0.999))
 predictor = MaskedTokenPredictor(dim=64, width=64, depth=2, heads=2)
 print(f"{sum(p.numel() for p in encoder.parameters()):,} weights in the encoder")
@@ -160,9 +168,13 @@ def jepa_loss(batch, generator):
     h = encoder.encode(context, seen)
 
     query, asked, targets_at = take_visible(tokens.query, mask.targets[:, 0])
-    answer = predictor(h, seen, gather_tokens(tokens.query, where), query[:, None], asked[:, None])
+    answer = predictor(
+        h, seen, gather_tokens(tokens.query, where), query[:, None], asked[:, None]
+    )
 
-    target = gather_tokens(target_encoder(batch), targets_at)  # no gradient: EMAEncoder sees to it
+    target = gather_tokens(
+        target_encoder(batch), targets_at
+    )  # no gradient: EMAEncoder sees to it
     return prediction_loss(answer[:, 0], target, asked)
 
 
@@ -170,7 +182,9 @@ def jepa_loss(batch, generator):
 # And the training step. The order matters: the EMA follows the weights that the optimizer has *just* made.
 
 # %%
-optimizer = torch.optim.AdamW([*encoder.parameters(), *predictor.parameters()], lr=2e-3, fused=True)
+optimizer = torch.optim.AdamW(
+    [*encoder.parameters(), *predictor.parameters()], lr=2e-3, fused=True
+)
 generator = torch.Generator().manual_seed(0)
 losses = []
 for step in range(30):
@@ -219,7 +233,9 @@ def readings(objective):
     train, _ = extract(objective, data["train"])
     validation, _ = extract(objective, data["validation"])
     snapshots[len(snapshots)] = extract(objective, data["test"])[0]
-    knn = knn_probe(train, data["train"]["label"], validation, data["validation"]["label"])
+    knn = knn_probe(
+        train, data["train"]["label"], validation, data["validation"]["label"]
+    )
     return {"knn": knn, "std": normalized_std(validation).item()}
 
 
@@ -229,9 +245,16 @@ from jepa_lab.training import TrainConfig, Trainer
 seed_all(0)
 objective = JEPA(image_encoder(data["train"]["image"]), seed=0)
 before = readings(objective)
-trainer = Trainer(objective, data["train"], TrainConfig(epochs=80, evaluate_every=4), evaluate=readings)
+trainer = Trainer(
+    objective,
+    data["train"],
+    TrainConfig(epochs=80, evaluate_every=4),
+    evaluate=readings,
+)
 history = trainer.fit()
-print(f"{len(history['loss'])} steps in {trainer.core_seconds:.0f} core-seconds; kNN before: {before['knn']:.0%}")
+print(
+    f"{len(history['loss'])} steps in {trainer.core_seconds:.0f} core-seconds; kNN before: {before['knn']:.0%}"
+)
 
 # %% tags=["nbval-ignore-output"] mystnb={"image": {"alt": "Three panels over 1200 training steps. The loss falls to about a hundredth within the first hundred steps and then rises steadily; the spread of the features dips and then rises; the kNN accuracy rises most of the way."}}
 log = trainer.evaluations
@@ -240,7 +263,9 @@ plots.panels(
     {
         "loss": {"JEPA": (history["step"], history["loss"])},
         "spread of the features (std)": {"JEPA": (steps, [before["std"], *log["std"]])},
-        "kNN accuracy (%)": {"JEPA": (steps, [100 * a for a in [before["knn"], *log["knn"]]])},
+        "kNN accuracy (%)": {
+            "JEPA": (steps, [100 * a for a in [before["knn"], *log["knn"]]])
+        },
     },
     xlabel="training step",
     logy=["loss"],
@@ -265,7 +290,9 @@ plots.panels(
 loss = torch.tensor(history["loss"])
 low = int(loss.argmin())
 late = loss[-60:].mean()
-assert low < 300 and late > 2 * loss[low : low + 20].mean()  # more than threefold in each of five seeds
+assert (
+    low < 300 and late > 2 * loss[low : low + 20].mean()
+)  # more than threefold in each of five seeds
 assert min(log["std"]) < before["std"] < log["std"][-1] / 2
 assert log["knn"][-1] > before["knn"] + 0.2
 print("the loss rose from its minimum while the probe climbed")
@@ -282,13 +309,19 @@ def draw(epoch):
     z = snapshots[epoch // 4]
     z = torch.nn.functional.normalize(z, dim=1)
     u, s, _ = torch.linalg.svd(z - z.mean(0), full_matrices=False)
-    return plots.scatter(u[:, :2] * s[:2], data["test"]["label"], title=f"epoch {epoch}", limit=0.9)
+    return plots.scatter(
+        u[:, :2] * s[:2], data["test"]["label"], title=f"epoch {epoch}", limit=0.9
+    )
 
 
 # %% tags=["nbval-ignore-output"]
 from jepa_lab.widgets import explore
 
-explore(draw, epoch=[0, 4, 8, 16, 32, 56, 80], alt=lambda epoch: f"Test digits in the plane after {epoch} epochs")
+explore(
+    draw,
+    epoch=[0, 4, 8, 16, 32, 56, 80],
+    alt=lambda epoch: f"Test digits in the plane after {epoch} epochs",
+)
 
 # %% [markdown]
 # The axes are the same in every frame. Untrained, the dots form one small clump: a random network gives all digits nearly the
@@ -298,16 +331,25 @@ explore(draw, epoch=[0, 4, 8, 16, 32, 56, 80], alt=lambda epoch: f"Test digits i
 # and after training:
 
 # %% mystnb={"image": {"alt": "Three rows of eight digits, a query and its seven nearest training images in the untrained network: many neighbours are other digits."}} tags=["nbval-ignore-output"]
-queries = torch.tensor([3, 10, 20])
+from torch.nn.functional import normalize
+
+query = {key: value[[3, 10, 20]] for key, value in data["test"].items()}
 
 
 def neighbours(objective):
-    train, test = (torch.nn.functional.normalize(extract(objective, data[s])[0], dim=1) for s in ("train", "test"))
-    nearest = (test[queries] @ train.T).topk(7).indices
-    rows = torch.cat([data["test"]["image"][queries][:, None], data["train"]["image"][nearest]], dim=1)
-    labels = torch.cat([data["test"]["label"][queries][:, None], data["train"]["label"][nearest]], dim=1)
-    titles = [f"query: {v}" if i % 8 == 0 else str(v) for i, v in enumerate(labels.flatten().tolist())]
-    return plots.image_grid(rows.flatten(0, 1), titles=titles)
+    z, candidates = extract(objective, query)[0], extract(objective, data["train"])[0]
+    nearest = (normalize(z) @ normalize(candidates).T).topk(7).indices
+    shown = {
+        key: torch.cat([value[:, None], data["train"][key][nearest]], dim=1).flatten(
+            0, 1
+        )
+        for key, value in query.items()
+    }
+    titles = [
+        f"query: {v}" if i % 8 == 0 else v
+        for i, v in enumerate(shown["label"].tolist())
+    ]
+    return plots.image_grid(shown["image"], titles=titles)
 
 
 seed_all(0)
@@ -339,7 +381,9 @@ for run in load_result("digits_jepa_targets")["runs"]:
     rows += [row | {"method": names[setting]} for row in run["rows"]]
 rows = [row | {"method": "JEPA"} if row["method"] == "jepa" else row for row in rows]
 table = collect(rows)
-plots.table(table, ["linear", "tokens", "knn", "std"], units={"std": ""}, digits={"std": 2})
+plots.table(
+    table, ["linear", "tokens", "knn", "std"], units={"std": ""}, digits={"std": 2}
+)
 
 # %% [markdown]
 # The live run of this chapter must fall into the spread of that table, or the table is not about this code:
@@ -349,14 +393,20 @@ from jepa_lab.probes import probe
 
 live = probe(objective, data, tokens=False)
 stored = {row["method"]: row for row in table}
-print(f"kNN, this run: {live['knn']:.1%}; stored: {', '.join(f'{v:.1%}' for v in stored['JEPA']['knn'])}")
+print(
+    f"kNN, this run: {live['knn']:.1%}; stored: {', '.join(f'{v:.1%}' for v in stored['JEPA']['knn'])}"
+)
 
 # %%
 knn = {method: torch.tensor(row["knn"]) for method, row in stored.items()}
 assert knn["JEPA"].min() - 0.03 < live["knn"] < knn["JEPA"].max() + 0.03
-assert (knn["JEPA"] > knn["random init"] + 0.2).all()  # a margin of 20 points in every seed
+assert (
+    knn["JEPA"] > knn["random init"] + 0.2
+).all()  # a margin of 20 points in every seed
 assert knn["raw input"].mean() > knn["JEPA"].max()
-print("in every seed JEPA beats its own random init by more than 20 points, and raw pixels beat JEPA")
+print(
+    "in every seed JEPA beats its own random init by more than 20 points, and raw pixels beat JEPA"
+)
 
 # %% [markdown]
 # Read the table honestly. JEPA beats the untrained encoder by a wide margin: *it learns*, without labels. But raw pixels
@@ -377,13 +427,17 @@ from jepa_lab.objectives import JEPAConfig
 runs, short = {}, {}
 for name, setting in {"JEPA": "ema", "no stop-gradient": "none"}.items():
     seed_all(0)
-    short[name] = JEPA(image_encoder(data["train"]["image"]), JEPAConfig(target=setting), seed=0)
+    short[name] = JEPA(
+        image_encoder(data["train"]["image"]), JEPAConfig(target=setting), seed=0
+    )
     runs[name] = Trainer(short[name], data["train"], TrainConfig(epochs=8)).fit()
 
 # %% tags=["nbval-ignore-output"] mystnb={"image": {"alt": "Two panels over 120 steps. Without stop-gradient the spread of the targets falls by more than a factor of ten and stays there while the loss falls to almost zero; with EMA targets the spread stays higher."}}
 plots.panels(
     {
-        "spread of the targets (std)": {k: (h["step"], h["target_std"]) for k, h in runs.items()},
+        "spread of the targets (std)": {
+            k: (h["step"], h["target_std"]) for k, h in runs.items()
+        },
         "loss": {k: (h["step"], h["loss"]) for k, h in runs.items()},
     },
     xlabel="training step",
@@ -394,7 +448,9 @@ plots.panels(
 spread = {name: h["target_std"][-1] / h["target_std"][0] for name, h in runs.items()}
 assert spread["no stop-gradient"] < 0.1 < spread["JEPA"]  # in five seeds
 assert runs["no stop-gradient"]["loss"][-1] < runs["JEPA"]["loss"][-1]
-print("without stop-gradient the spread falls below a tenth of its start, with the better loss")
+print(
+    "without stop-gradient the spread falls below a tenth of its start, with the better loss"
+)
 
 # %% [markdown]
 # Within two seconds the spread is a tenth of what it was, and the loss looks splendid. Moving the targets together is
@@ -451,7 +507,9 @@ def loss_and_baseline(model):
     with torch.no_grad():
         target = normalize_targets(model.targets(data["validation"]), "layer")
         loss = model(data["validation"])[0].item()
-    mean = target.mean(0, keepdim=True).expand_as(target)  # the mean target of each position
+    mean = target.mean(0, keepdim=True).expand_as(
+        target
+    )  # the mean target of each position
     return loss, prediction_loss(mean, target).item()
 
 
@@ -459,7 +517,9 @@ ratios = []
 for name, model in {"8 epochs": short["JEPA"], "80 epochs": objective}.items():
     loss, baseline = loss_and_baseline(model)
     ratios.append(loss / baseline)
-    print(f"{name}: loss {loss:.3f}, ignoring the picture {baseline:.3f}, ratio {loss / baseline:.2f}")
+    print(
+        f"{name}: loss {loss:.3f}, ignoring the picture {baseline:.3f}, ratio {loss / baseline:.2f}"
+    )
 assert ratios[0] > 0.9 > ratios[1] + 0.1
 
 # %% [markdown]
