@@ -1,6 +1,6 @@
 """Copy the figure of the README out of chapter 01, so that it is the figure that the chapter's cell has drawn.
 
-    python tools/readme_figure.py
+python tools/readme_figure.py
 """
 
 import base64
