@@ -93,6 +93,15 @@ def resolve(path: str | Path, overrides: list[str] | None = None) -> dict[str, A
     return stored(parse(["--config", str(path), *(overrides or [])]))
 
 
+def reread(data: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration as it reads today: settings that did not exist yet take their default, which must
+    therefore do what the code did before it had the setting.
+
+    Raises: jsonargparse.ArgumentError for settings that no longer exist.
+    """
+    return stored(make_parser(data["objective"]["name"]).parse_object(data))
+
+
 def stored(config: Namespace) -> dict[str, Any]:
     """A configuration as plain data for a results file, without the places where it was read from and written to."""
     data = yaml.safe_load(make_parser(config.objective.name).dump(config))
@@ -101,9 +110,6 @@ def stored(config: Namespace) -> dict[str, Any]:
 
 def _objective_name(arguments: list[str]) -> str:
     """Read the objective's name first: it decides which settings exist."""
-    finder = ArgumentParser(exit_on_error=False, add_help=False)
-    finder.add_argument("--objective.name", type=str)
-    finder.add_argument("--config", type=str)
     name = None
     for i, argument in enumerate(arguments):
         key, _, value = argument.partition("=")
