@@ -234,7 +234,9 @@ def test_represent_uses_the_target_encoder_in_eval_mode_and_restores_the_mode():
     z = objective.represent(batch())
     assert z.std(0).mean() > 0 and not z.requires_grad and objective.training
     assert not objective.target_encoder.training
-    with pytest.raises(ValueError, match="unknown representation 'cls'; known: pooled, tokens"):
+    online = objective.represent(batch(), "online_pooled")
+    torch.testing.assert_close(online, objective.encoder.transformer.norm.bias.expand_as(online))
+    with pytest.raises(ValueError, match="unknown representation .cls.; known: pooled, tokens, online"):
         objective.represent(batch(), "cls")
 
 

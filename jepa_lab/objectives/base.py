@@ -52,7 +52,10 @@ class Objective(nn.Module, ABC):
             self.train(was_training)
 
     def _represent(self, batch: dict[str, Tensor], name: str) -> Tensor:
-        encoder = self.representing_encoder
+        return self._read(self.representing_encoder, batch, name)
+
+    @staticmethod
+    def _read(encoder: TokenEncoder, batch: dict[str, Tensor], name: str) -> Tensor:
         tokens = encoder.tokenize(batch)
         h = encoder.encode(tokens.x, tokens.valid)
         if name == "pooled":

@@ -62,7 +62,7 @@ class JEPA(Objective):
 
     The context encoder sees the context tokens only. The target encoder sees *all* tokens; its outputs at the target
     positions are what the predictor must produce, given the context and the positions. Represents with the target
-    encoder when there is one.
+    encoder when there is one; the `online_` representations are those of the context encoder.
 
     Metrics: `target_std`, the normalised std of the pooled targets (1 = spread over the sphere, 0 = collapsed),
     and `tau`, the EMA momentum of the last update.
@@ -70,6 +70,7 @@ class JEPA(Objective):
     """
 
     Config = JEPAConfig
+    representations = (*Objective.representations, "online_pooled", "online_tokens")
 
     def __init__(self, encoder: TokenEncoder, config: JEPAConfig | None = None, seed: int = 0):
         super().__init__(encoder, seed)
@@ -122,6 +123,11 @@ class JEPA(Objective):
     def after_step(self, progress: float) -> None:
         if self.target_encoder is not None:
             self.target_encoder.update(progress)
+
+    def _represent(self, batch: dict[str, Tensor], name: str) -> Tensor:
+        if name.startswith("online_"):
+            return self._read(self.encoder, batch, name.removeprefix("online_"))
+        return super()._represent(batch, name)
 
     @property
     def representing_encoder(self) -> TokenEncoder:
