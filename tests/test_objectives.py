@@ -236,7 +236,7 @@ def test_represent_uses_the_target_encoder_in_eval_mode_and_restores_the_mode():
     assert not objective.target_encoder.training
     online = objective.represent(batch(), "online_pooled")
     torch.testing.assert_close(online, objective.encoder.transformer.norm.bias.expand_as(online))
-    with pytest.raises(ValueError, match="unknown representation .cls.; known: pooled, tokens, online"):
+    with pytest.raises(ValueError, match=r"unknown representation .cls.; known: pooled, tokens, online"):
         objective.represent(batch(), "cls")
 
 
