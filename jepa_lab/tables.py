@@ -79,6 +79,7 @@ def table(
     lower: Sequence[str] = (),
     digits: int | Mapping[str, int] = 1,
     caption: str = "",
+    bold: Sequence[str] | None = None,
 ) -> Table:
     """Tabulate ``mean ± s.d.`` per method and metric, controls apart, the best other row of a column bold.
 
@@ -86,6 +87,9 @@ def table(
     (``{"rank": ""}``), and a value in % is given as a share: 0.81 becomes 81.0. ``digits`` are decimals, for all
     metrics or for some (``{"std": 2}``, the others 1). ``lower`` names the metrics
     of which less is better.
+
+    ``bold`` names the metrics whose best row is set in bold, all by default: leave out those of which more is not
+    better.
 
     Raises: ValueError if there are no rows, a row lacks its label, or no row has a metric.
     Book: every chapter.
@@ -120,7 +124,8 @@ def table(
         ranked = [value for i, value in means.items() if not cells[i][0] and np.isfinite(value)]
         best = (min if name in lower else max)(ranked, default=None)
         for i, value in means.items():
-            if len(ranked) > 1 and not cells[i][0] and value == best:
+            marked = bold is None or name in bold
+            if marked and len(ranked) > 1 and not cells[i][0] and value == best:
                 cells[i][1][-1] = f"**{cells[i][1][-1]}**"
     header = [label, *(f"{name} ({unit})" if unit else name for name, unit in units.items())]
     seeds = (

@@ -2,7 +2,7 @@
 # # JEPA in a minute
 #
 # **Claim.** A network that predicts the *representation* of what it cannot see learns to tell digits apart without ever
-# seeing a label, and its loss goes *up* while it does.
+# seeing a label. On the way its loss first falls, then *rises*, and then says nothing at all.
 
 # %% [markdown]
 # :::{admonition} At a glance
@@ -43,7 +43,7 @@ first = data["train"]["image"][:16]
 plots.image_grid(first, titles=data["train"]["label"][:16].tolist())
 
 # %% [markdown]
-# Labels appear above the pictures. They are there for you and, later, for the probe that grades the result. The model
+# Labels stand above the pictures. They are there for you and, later, for the probe that grades the result. The model
 # never gets them.
 #
 # ## The idea
@@ -81,13 +81,17 @@ codes = mask.context.int() + 2 * mask.targets[:, 0].int()
 plots.mask_grid(codes.view(4, 4, 4), images=first[:4])
 
 # %% [markdown]
-# With $C$ the set of context tokens of an image $x$, $T$ its covered tokens, $f_\theta$ the context encoder, $f_\xi$ the
-# target encoder, $g_\phi$ the predictor, $q_i$ the position code of token $i$ and $d$ a distance, the loss of one image is
+# Which token is where? Each has a **position code**, a fixed vector that stands for its place in the image. The code of a
+# covered token, without any content, is the **query**: what the predictor is asked.
+#
+# With $\mathcal{C}$ the set of context tokens of an image $x$, $\mathcal{T}$ its covered tokens, $f_\theta$ the context
+# encoder, $f_{\bar\theta}$ the target encoder, $g_\phi$ the predictor, $q_n$ the query of token $n$ and $\ell$ a distance, the
+# loss of one image is
 #
 # ```{math}
 # :label: eq-jepa
-# \mathcal{L} = \frac{1}{|T|} \sum_{i \in T} d\Big( g_\phi\big(f_\theta(x_C),\, q_i\big),\;
-#     \mathrm{LN}\big(\mathrm{sg}[f_\xi(x)_i]\big) \Big)
+# \mathcal{L} = \frac{1}{|\mathcal{T}|} \sum_{n \in \mathcal{T}} \ell\Big( g_\phi\big(f_\theta(x_{\mathcal{C}}),\, q_n\big),\;
+#     \mathrm{sg}\big[\mathrm{LN}(f_{\bar\theta}(x)_n)\big] \Big)
 # ```
 #
 # Two pieces of {eq}`eq-jepa` look like details and are not. $\mathrm{sg}$, the **stop-gradient**, says that no gradient flows
@@ -97,7 +101,7 @@ plots.mask_grid(codes.view(4, 4, 4), images=first[:4])
 #
 # ```{math}
 # :label: eq-ema
-# \xi \leftarrow \tau\, \xi + (1 - \tau)\, \theta
+# \bar\theta \leftarrow \tau\, \bar\theta + (1 - \tau)\, \theta
 # ```
 #
 # ### By hand, on numbers you can check
@@ -138,7 +142,8 @@ print("this is exactly jepa_lab.losses.prediction_loss")
 # %% [markdown]
 # ## The whole method on one page
 #
-# An encoder that can encode any subset of tokens, a copy of it, and a predictor:
+# An encoder that can encode any subset of tokens, a copy of it, and a predictor. The momentum $\tau$ of the copy rises from
+# 0.99 to 0.999 along a cosine, so that it moves quickly at first and settles later.
 
 # %%
 from jepa_lab.ema import EMAEncoder, cosine
@@ -156,7 +161,9 @@ print(f"{sum(p.numel() for p in encoder.parameters()):,} weights in the encoder"
 
 # %% [markdown]
 # The loss {eq}`eq-jepa`, line by line. `take_visible` drops the covered tokens *before* the encoder, which is both
-# faster and safer than hiding them: what is not there cannot leak.
+# faster and safer than hiding them: what is not there cannot leak. It returns the kept tokens, which slots are real (rows may
+# differ in length), and where the tokens came from. A mask may have several target blocks. Ours has one, hence `[:, 0]` and
+# `[:, None]`.
 
 
 # %%
@@ -181,7 +188,7 @@ def jepa_loss(batch, generator):
 # %% [markdown]
 # And the training step. The order matters: the EMA follows the weights that the optimizer has *just* made.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 optimizer = torch.optim.AdamW(
     [*encoder.parameters(), *predictor.parameters()], lr=2e-3, fused=True
 )
@@ -195,6 +202,7 @@ for step in range(30):
     optimizer.step()
     target_encoder.update(progress=step / 30)
     losses.append(loss.item())
+print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}")
 
 # %% [markdown]
 # That was JEPA. The package wraps these lines as the objective `JEPA`. Given the same weights and the same masks it must
@@ -218,9 +226,10 @@ print("this is exactly jepa_lab.objectives.JEPA")
 # else? Will the accuracy of a probe follow it?
 #
 # A *probe* grades frozen features with labels. Ours is the simplest: a vote of the 20 nearest training images
-# (kNN). Every fourth epoch we take three readings on the validation images: the probe, and two signs of
-# **collapse**, the state in which all images get nearly the same representation. `std` is the spread of the normalised
-# features (1: all directions used alike, 0: a single point).
+# (kNN). Every fourth epoch we take two readings on the validation images: the probe, and one sign of **collapse**, the
+# state in which all images get nearly the same representation. `std` is the **spread** of the features: their standard
+# deviation after scaling each vector to length 1, times $\sqrt{D}$ (1: all directions used alike, 0: a single point). We
+# also keep the features of the test images, for the knob below.
 
 # %%
 from jepa_lab.metrics import normalized_std
@@ -256,7 +265,7 @@ print(
     f"{len(history['loss'])} steps in {trainer.core_seconds:.0f} core-seconds; kNN before: {before['knn']:.0%}"
 )
 
-# %% tags=["nbval-ignore-output"] mystnb={"image": {"alt": "Three panels over 1200 training steps. The loss falls to about a hundredth within the first hundred steps and then rises steadily; the spread of the features dips and then rises; the kNN accuracy rises most of the way."}}
+# %% tags=["nbval-ignore-output"] mystnb={"image": {"alt": "Three panels over 1200 training steps. The loss falls to a small fraction of its start within the first two hundred steps, rises again until about step 600 and then stays level; the spread of the features dips and then rises; the kNN accuracy hardly moves at first, then climbs, also while the loss is level."}}
 log = trainer.evaluations
 steps = [0, *log["step"]]
 plots.panels(
@@ -277,28 +286,34 @@ plots.panels(
 # The loss plunges, and at its lowest point nothing has been learned: the spread of the features has *fallen* too. The
 # first thing a JEPA finds is a near-collapse. If all images say almost the same, predicting what they say is easy.
 #
-# But the way into the collapse is only half open. No gradient rewards the targets for becoming equal; they just follow, slowly.
-# Meanwhile every difference between images that is still left in them can be predicted from the context, and that does
-# bring a reward. The features that help to predict it grow, the copy follows, the images spread out again, and the
-# task becomes harder. **The loss rises, and the probe improves.**
+# But no gradient reaches the targets, so nothing pushes them together; they just follow, slowly. Meanwhile every difference
+# between images that is still left in them can be predicted from the context, and that brings a reward. The features that
+# help to predict it grow, the copy follows, the images spread out again, and the task becomes harder. **The loss rises, and
+# the probe improves.** Then the loss settles, and the probe goes on improving.
 #
 # So a falling JEPA loss is not learning, and a rising one is not failure. The loss compares two networks that both move.
-# Always watch a probe or the spread beside it. What would have refuted this reading: a probe that peaks where the loss is
+# Always watch a probe or the spread beside it. What would have refuted this reading: a probe that is best where the loss is
 # lowest. The next cell would then fail.
 
 # %%
-loss = torch.tensor(history["loss"])
+loss, knn_log = torch.tensor(history["loss"]), [before["knn"], *log["knn"]]
 low = int(loss.argmin())
-late = loss[-60:].mean()
-assert (
-    low < 300 and late > 2 * loss[low : low + 20].mean()
-)  # more than threefold in each of five seeds
+in_the_dip = knn_log[min(range(len(steps)), key=lambda i: abs(steps[i] - low))]
+# margins: in each of five seeds the loss rose more than threefold, and the probe
+# gained more than 20 points after the dip
+assert low < 300 and loss[-60:].mean() > 2 * loss[low : low + 20].mean()
 assert min(log["std"]) < before["std"] < log["std"][-1] / 2
-assert log["knn"][-1] > before["knn"] + 0.2
-print("the loss rose from its minimum while the probe climbed")
+assert log["knn"][-1] > max(before["knn"], in_the_dip) + 0.15
+print("the loss rose from its minimum, and the probe climbed only after it")
+
+# %% tags=["nbval-ignore-output"]
+print(f"loss: start {loss[0]:.3f}, lowest {loss[low]:.3f} at step {low + 1}, ", end="")
+print(f"steps 500-600 {loss[500:600].mean():.3f}, last 60 {loss[-60:].mean():.3f}")
+print(f"kNN: start {before['knn']:.0%}, in the dip {in_the_dip:.0%}, ", end="")
+print(f"end {log['knn'][-1]:.0%}")
 
 # %% [markdown]
-# ## Turn the knob: training step
+# ## Turn the knob: training time
 #
 # Below, each dot is one test digit, placed by the two directions in which the representation varies most (its first two
 # principal components), and coloured by its label. **Predict:** what does the cloud look like untrained, in the dip, and at the end?
@@ -310,7 +325,7 @@ def draw(epoch):
     z = torch.nn.functional.normalize(z, dim=1)
     u, s, _ = torch.linalg.svd(z - z.mean(0), full_matrices=False)
     return plots.scatter(
-        u[:, :2] * s[:2], data["test"]["label"], title=f"epoch {epoch}", limit=0.9
+        u[:, :2] * s[:2], data["test"]["label"], title=f"epoch {epoch}", limit=1.0
     )
 
 
@@ -325,38 +340,55 @@ explore(
 
 # %% [markdown]
 # The axes are the same in every frame. Untrained, the dots form one small clump: a random network gives all digits nearly the
-# same direction. In the dip the clump is smaller still. Then it opens, and equal digits end up near each other.
+# same direction. In the dip the clump is smaller still. Then it opens. Some digits gather at its rim; others still overlap,
+# at least in this plane.
 #
-# Neighbours tell the same story without a projection. For each digit on the left, its seven nearest training images, before
-# and after training:
+# Neighbours need no projection. For each digit on the left, its seven nearest training images, before and after training:
 
-# %% mystnb={"image": {"alt": "Three rows of eight digits, a query and its seven nearest training images in the untrained network: many neighbours are other digits."}} tags=["nbval-ignore-output"]
+# %% mystnb={"image": {"alt": "Three rows of eight pictures, a test digit and its seven nearest training images in the untrained network: many neighbours are other digits."}} tags=["nbval-ignore-output"]
 from torch.nn.functional import normalize
 
-query = {key: value[[3, 10, 20]] for key, value in data["test"].items()}
+example = {key: value[[3, 10, 20]] for key, value in data["test"].items()}
 
 
 def neighbours(objective):
-    z, candidates = extract(objective, query)[0], extract(objective, data["train"])[0]
+    z, candidates = extract(objective, example)[0], extract(objective, data["train"])[0]
     nearest = (normalize(z) @ normalize(candidates).T).topk(7).indices
     shown = {
         key: torch.cat([value[:, None], data["train"][key][nearest]], dim=1).flatten(
             0, 1
         )
-        for key, value in query.items()
+        for key, value in example.items()
     }
     titles = [
-        f"query: {v}" if i % 8 == 0 else v
+        f"digit: {v}" if i % 8 == 0 else v
         for i, v in enumerate(shown["label"].tolist())
     ]
     return plots.image_grid(shown["image"], titles=titles)
 
 
 seed_all(0)
-neighbours(JEPA(image_encoder(data["train"]["image"]), seed=0))
+untrained = JEPA(image_encoder(data["train"]["image"]), seed=0)
+neighbours(untrained)
 
-# %% mystnb={"image": {"alt": "The same three queries with their seven nearest training images after training: more of the neighbours show the digit of the query."}} tags=["nbval-ignore-output"]
+# %% mystnb={"image": {"alt": "The same three digits with their seven nearest training images after training: more of the neighbours show the same digit."}} tags=["nbval-ignore-output"]
 neighbours(objective)
+
+# %% [markdown]
+# Two of the three are in better company now, the third is not: a tidy example would have been easy to pick. So count, over
+# all test images: which share of the seven nearest shows the same digit?
+
+
+# %% tags=["nbval-ignore-output"]
+def share_of_same_digit(model):
+    test, train = (normalize(extract(model, data[s])[0]) for s in ("test", "train"))
+    nearest = data["train"]["label"][(test @ train.T).topk(7).indices]
+    return (nearest == data["test"]["label"][:, None]).float().mean().item()
+
+
+same = [share_of_same_digit(model) for model in (untrained, objective)]
+print(f"neighbours with the same digit: {same[0]:.0%} before, {same[1]:.0%} after")
+assert same[1] > same[0] + 0.2
 
 # %% [markdown]
 # ## Results
@@ -371,7 +403,7 @@ from jepa_lab.experiment import load_result
 from jepa_lab.probes import collect
 
 names = {
-    "ema batch": "JEPA, batch-normed targets",
+    "ema batch": "JEPA, batch-norm",
     "stop_gradient layer": "JEPA without EMA",
     "none layer": "no stop-gradient",
 }
@@ -382,7 +414,11 @@ for run in load_result("digits_jepa_targets")["runs"]:
 rows = [row | {"method": "JEPA"} if row["method"] == "jepa" else row for row in rows]
 table = collect(rows)
 plots.table(
-    table, ["linear", "tokens", "knn", "std"], units={"std": ""}, digits={"std": 2}
+    table,
+    ["linear", "tokens", "knn", "std"],
+    units={"std": ""},
+    digits={"std": 2},
+    bold=["linear", "tokens", "knn"],
 )
 
 # %% [markdown]
@@ -404,18 +440,26 @@ assert (
     knn["JEPA"] > knn["random init"] + 0.2
 ).all()  # a margin of 20 points in every seed
 assert knn["raw input"].mean() > knn["JEPA"].max()
-print(
-    "in every seed JEPA beats its own random init by more than 20 points, and raw pixels beat JEPA"
-)
+tokens = {row["method"]: torch.tensor(row["tokens"]) for row in table[:5]}
+linear = {row["method"]: torch.tensor(row["linear"]) for row in table}
+assert (tokens["JEPA"] > tokens["raw input"]).all()
+assert (linear["JEPA without EMA"] < linear["random init"]).all()
+print("by kNN, in every seed JEPA beats its own random init by more than 20 points,")
+print("and raw pixels beat JEPA; on all tokens JEPA beats raw pixels")
 
 # %% [markdown]
-# Read the table honestly. JEPA beats the untrained encoder by a wide margin: *it learns*, without labels. But raw pixels
-# score higher still. Digits are so easy that nearest neighbours on pixels nearly solve them, so they can show **that** a method
-# learns and not that it is **needed**. Where latent prediction pays is a question for a chapter of its own.
+# Read the table honestly.
 #
-# Now the last three rows. Standardising the targets over the batch instead of over each vector makes no difference beyond the
-# spread of the seeds. Without the slow copy, with the stop-gradient alone, this recipe ends below its random init. And the
-# last row is strange: the linear probe is as good as ever, kNN is far below random init, and `std` is zero.
+# - JEPA beats the untrained encoder by a wide margin on pooled features: *it learns*, without labels.
+# - On the same pooled features raw pixels score higher still. Digits are so easy that nearest neighbours on pixels nearly solve
+#   them. They can show **that** a method learns, and not that it is **needed**.
+# - On all tokens JEPA is ahead of raw pixels, by a little. But so is the untrained encoder: most of that is the larger
+#   number of features, not the learning.
+# - *JEPA, batch-norm*, with targets standardised over the batch instead of over each vector, makes no difference beyond the
+#   spread of the seeds.
+# - *JEPA without EMA* has the stop-gradient alone. Its linear probe ends below its random init in every seed; its kNN is no
+#   better than random init, within the spread.
+# - The last row is strange: the linear probe is as good as ever, kNN is far below random init, and `std` is zero.
 #
 # ## A first look at collapse
 #
@@ -453,12 +497,12 @@ print(
 )
 
 # %% [markdown]
-# Within two seconds the spread is a tenth of what it was, and the loss looks splendid. Moving the targets together is
+# Within 120 steps the spread is less than a tenth of what it was, and the loss looks splendid. Moving the targets together is
 # easier than predicting them. That is **complete collapse**: every image at one point.
 #
 # That explains the strange row. The linear probe standardises the features first, and so blows up the little that is left
 # of a point: a probe that rescales cannot see this collapse. kNN compares the features as they are, and fails. There are other
-# collapses, and each has numbers that are blind to it; a later chapter collects them.
+# collapses, and each has numbers that are blind to it. A chapter that collects them is in preparation.
 #
 # ## Check your understanding
 #
@@ -475,14 +519,15 @@ print(
 #
 # :::{admonition} What does the predictor know about the token it must predict?
 # :class: dropdown
-# Its position, and nothing else. The query is one learnable mask token plus the position code. Two covered tokens at the
-# same position in two images differ only through their contexts.
+# Its query, the position code, and nothing else. To it the predictor adds one learnable mask token, the same for all. Two
+# covered tokens at the same position in two images differ only through their contexts.
 # :::
 #
 # :::{admonition} With tau = 1 the target encoder would never move. Would the model collapse?
 # :class: dropdown
 # No: the targets are then those of a fixed random network, which differ from image to image whatever the context encoder
-# does. It would learn to predict random features, which is better than nothing and a ceiling at the same time.
+# does. It would learn to predict random features. BYOL's authors started from that very experiment and found it better than
+# no training, and far from enough {cite}`grill2020byol`.
 # :::
 #
 # ```{exercise} How much of it is prediction?
@@ -494,9 +539,9 @@ print(
 #
 # ````{solution} ex-baseline
 # :class: dropdown
-# The hidden cell below computes it. After eight epochs the loss *is* the baseline, within noise: for all its fall, the model
-# has learned nothing about any picture, only what targets look like on average. The trained model's loss is higher in absolute
-# terms, and lower than its baseline: it predicts. A JEPA loss means something beside this baseline, and nothing without it.
+# The hidden cell below computes it. After eight epochs the loss is no better than the baseline: for all its fall, the model has
+# learned nothing about any picture, only what targets look like on average. The trained model's loss is higher in absolute
+# terms, and far lower than its baseline: it predicts. A JEPA loss means something beside this baseline, and nothing without it.
 # ````
 
 # %% tags=["hide-cell", "nbval-ignore-output"]
@@ -520,7 +565,7 @@ for name, model in {"8 epochs": short["JEPA"], "80 epochs": objective}.items():
     print(
         f"{name}: loss {loss:.3f}, ignoring the picture {baseline:.3f}, ratio {loss / baseline:.2f}"
     )
-assert ratios[0] > 0.9 > ratios[1] + 0.1
+assert ratios[0] > 1 > ratios[1] + 0.2  # five seeds: above 1.05, and below 0.65
 
 # %% [markdown]
 # ## What to remember
