@@ -117,7 +117,11 @@ tokens = encoder.tokenize({"image": pictures})
 # \mathcal{T} = \{\, n : \operatorname{rank}(u_n) < \operatorname{round}(r v) \,\}, \qquad u_n \sim \mathrm{Uniform}(0, 1),
 # ```
 #
-# and the other real tokens are the context $\mathcal{C}$. The rank makes the *number* of hidden tokens exact. A coin per token would make it random. Here is one row of
+# and the other real tokens are the context $\mathcal{C}$. Most small letters of the mask formulas are local to this chapter: $v$, $r$
+# and $u_n$ here, $s$ and $L$ for a block, $a$, $\rho$ and the size $h \times w$ for a rectangle. Elsewhere in the book $h$ is the
+# output of an encoder.
+#
+# The rank makes the *number* of hidden tokens exact. A coin per token would make it random. Here is one row of
 # six tokens and two slots of padding. Padding gets a number above all others, so it ranks last:
 
 # %%
@@ -161,14 +165,15 @@ print("this is exactly jepa_lab.masking.random_mask")
 #
 # ### Block
 #
-# Hide one contiguous run of length $L = \operatorname{round}(r v)$. It may start at any place where it fits, with equal chance:
+# Hide one **block**. A block of a sequence is a contiguous run of tokens, here of length $L = \operatorname{round}(r v)$. It may start
+# at any place where it fits, with equal chance:
 #
 # ```{math}
 # :label: eq-block-mask
 # \mathcal{T} = \{ s, \dots, s + L - 1 \}, \qquad s \sim \mathrm{Uniform}\{0, \dots, v - L\}
 # ```
 #
-# **Predict.** Six tokens, a run of two. Is every token hidden equally often? The cell below writes out all five starts, one per
+# **Predict.** Six tokens, a block of two. Is every token hidden equally often? The cell below writes out all five starts, one per
 # row, and then does the same for a whole batch.
 
 # %%
@@ -186,7 +191,7 @@ def block_by_hand(valid, ratio, generator):
     ).long()  # 0 ... v - L
     place = (
         valid.cumsum(1) - 1
-    )  # number of each slot among the real tokens, so that padding does not split a run
+    )  # number of each slot among the real tokens, so that padding does not split a block
     return (place >= start) & (place < start + length) & valid
 
 
@@ -197,7 +202,7 @@ print("this is exactly jepa_lab.masking.block_mask")
 
 # %% [markdown]
 # No. The two ends are covered by one start each, the others by two. Uniform *placement* is not uniform *coverage*. Keep
-# this in mind: it is what a correct sampler looks like, and we shall compare with one that is not correct.
+# this in mind for later, when we judge samplers by their coverage: ends that are seldom hidden are no fault as such.
 #
 # ### Multi-block
 #
@@ -258,7 +263,7 @@ assert not (multi.context & multi.targets.any(1)).any()
 print("these are exactly the targets of jepa_lab.masking.multiblock_mask")
 
 
-# %% mystnb={"image": {"alt": "Three rows of four sprites on an 8 by 8 grid. First row: random tokens covered. Second row: one run in raster order, a broad horizontal band. Third row: four overlapping rectangles covered, the rest mostly visible."}}
+# %% mystnb={"image": {"alt": "Three rows of four sprites on an 8 by 8 grid. First row: random tokens covered. Second row: one block in raster order, a broad horizontal band. Third row: four overlapping rectangles covered, the rest mostly visible."}}
 def codes(mask, grid):
     """0 neither, 1 context, 2 + m target block m: what plots.mask_grid draws."""
     code = mask.context.int()
@@ -280,8 +285,8 @@ plots.mask_grid(
 )
 
 # %% [markdown]
-# A run in raster order is a horizontal band on a picture, because rows follow one another. For pictures one would rather hide
-# rectangles. For a sequence, such as measurements over time, a run is the natural block.
+# A block in raster order is a horizontal band on a picture, because rows follow one another. For pictures one would rather hide
+# rectangles. For a sequence, such as measurements over time, the block mask is the natural one.
 #
 # ### Multi-block needs a large enough grid
 #
@@ -393,7 +398,7 @@ assert apart["attention_mask"] < 1e-4 < 0.1 < apart["blacked_out"]
 # ### Is it faster?
 #
 # **Predict.** Of 49 tokens, 16 are visible. Against encoding all 49, how much time does an attention mask save? And
-# dropping? We time forward and backward passes by turns and keep the best of each, so that a busy machine disturbs less.
+# dropping? We time forward and backward passes by turns and keep the best of each, so that other load disturbs less.
 
 # %% tags=["nbval-ignore-output"]
 import time
@@ -422,7 +427,7 @@ for name, seconds in best.items():
 
 
 # %%
-# eight measurements on a busy machine: dropping was 3.0 to 3.3 times as fast,
+# eight repeats: dropping was 3.0 to 3.3 times as fast,
 # the attention mask 0.96 to 1.12 times
 assert best["all 49 tokens"] / best["dropped"] > 1.8
 assert 0.75 < best["all 49 tokens"] / best["attention mask"] < 1.3
@@ -470,13 +475,14 @@ print(f"{sizes.shape[1]} sizes; hidden: a corner {corner:.3f}, the middle {centr
 
 
 # %% [markdown]
-# Now the published code of I-JEPA. Its sampling rule, in our own words and lines, has three features:
+# Now the published code of I-JEPA. Its sampling rule, in our own words and lines, has three departures from uniform, independent
+# sampling:
 #
 # 1. the corner is drawn from $0 \dots H - h - 1$: the upper bound of the random integer is exclusive;
 # 2. one random number sets both the area and the aspect ratio;
 # 3. one size is drawn for a whole batch, and contexts are then cut to the shortest of the batch, in raster order.
 #
-# **Predict.** Which cells does each of the three affect? We use batches of 64 pictures.
+# **Predict.** Which cells does each departure affect? We use batches of 64 pictures.
 
 
 # %%
@@ -524,7 +530,7 @@ plots.heatmap(coverage, label="cell lies in a target block (%)", vmin=0)
 # Ours is dark at the edges too, as it must be: fewer places cover an edge. But it is the same on all four sides. The published
 # rule never hides the last row and column. Nothing crashes, and no loss curve shows it. Only counting does.
 #
-# The second fault needs another count: the correlation between the area and the aspect ratio of the blocks. And a small grid
+# The second departure needs another count: the correlation between the area and the aspect ratio of the blocks. And a small grid
 # has a trap of its own. The published code accepts a target block only if it has *more than* a set number of cells, 10
 # in the published settings. If it has not, another *place* is drawn, not another size.
 
@@ -570,11 +576,12 @@ assert upper > lower + 0.2 and (their_context[..., -1, :].sum() == 0)
 plots.heatmap(seen_by, label="cell is context (%)", vmin=0, vmax=100)
 
 # %% [markdown]
-# Here the first and the third fault meet. The last row and column are never context either, so the context encoder never
+# Here the first and the third departure meet. The last row and column are never context either, so the context encoder never
 # trains on them. And cutting in raster order takes from the bottom. `take_visible` pads instead.
 #
-# Does it matter? I-JEPA works well all the same, and we have not measured what the faults cost at its size. What they do
-# cost is the meaning of a stated setting: "15 to 20 %, aspect 0.75 to 1.5" is not what is drawn.
+# Does it matter? I-JEPA works well all the same, and we have not measured what the departures cost at its size. What they do
+# cost is a plain reading of the settings: "area 15 to 20 %, aspect 0.75 to 1.5" does not say that the two rise together, nor
+# that the last row and column stay out.
 #
 # ## Turn the knob: how hard is the question?
 #
@@ -582,8 +589,8 @@ plots.heatmap(seen_by, label="cell is context (%)", vmin=0, vmax=100)
 # **how far is a hidden token from the nearest visible one**, on average? At 1 all have a visible neighbour. The knobs show it
 # above the pictures, over 1,000 masks, beside the share that the context encoder sees.
 #
-# **Predict.** At a ratio of 50 %, is a run farther from what is visible than the same number of random tokens? By how
-# much? At which ratio does a random mask become as hard as a run at 50 %?
+# **Predict.** At a ratio of 50 %, is a block farther from what is visible than the same number of random tokens? By how
+# much? At which ratio does a random mask become as hard as a block mask at 50 %?
 
 
 # %%
@@ -632,33 +639,32 @@ explore(
     alt=describe,
 )
 
-# %% mystnb={"image": {"alt": "Distance from a hidden token to the nearest visible one over the mask ratio. Random stays near 1 up to 60 percent and reaches about 2 at 90 percent; a run rises from 1 to above 3. Multi-block, a dashed line, lies near 1.6."}}
+# %% mystnb={"image": {"alt": "Distance from a hidden token to the nearest visible one over the mask ratio. Random stays near 1 up to 60 percent and reaches about 2 at 90 percent; block rises from 1 to above 3. Multi-block, a dashed line, lies near 1.6."}}
 ratios, lines = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], {}
-for name, kind in {"random": random_mask, "run": block_mask}.items():
+for name, kind in KINDS.items():
     masks = [kind(thousand, ratio, generator=seeded(6)) for ratio in ratios]
     lines[name] = ([100 * r for r in ratios], [hardness(mask)[1] for mask in masks])
-blocks = hardness(multiblock_mask(thousand, (8, 8), generator=seeded(6)))[1]
+multiblock = hardness(multiblock_mask(thousand, (8, 8), generator=seeded(6)))[1]
 
-scattered, run = (
-    dict(zip(ratios, lines[k][1], strict=True)) for k in ("random", "run")
+scattered, block = (
+    dict(zip(ratios, lines[kind][1], strict=True)) for kind in ("random", "block")
 )
-print(
-    f"at 50 %: random {scattered[0.5]:.2f}, run {run[0.5]:.2f}, multi-block {blocks:.2f}"
-)
+print(f"at 50 %: random {scattered[0.5]:.2f}, block {block[0.5]:.2f}", end=", ")
+print(f"multi-block {multiblock:.2f}")
 print(f"random at 80 %: {scattered[0.8]:.2f}, at 90 %: {scattered[0.9]:.2f}")
-assert scattered[0.5] < 1.2 < blocks < run[0.5]
-assert scattered[0.8] < run[0.5] < scattered[0.9]
+assert scattered[0.5] < 1.2 < multiblock < block[0.5]
+assert scattered[0.8] < block[0.5] < scattered[0.9]
 plots.curves(
     lines,
     "mask ratio (%)",
     "distance to a visible token (cells)",
-    levels={"multi-block": blocks},
+    levels={"multi-block": multiblock},
 )
 
 # %% [markdown]
 # Up to a ratio of one half nearly every randomly hidden token has a visible neighbour, so its content can often be filled in
-# by continuing an edge or a colour. A run of half the tokens asks more than that: a random mask is as hard only
-# at a ratio between 80 and 90 %. Multi-block hides about half of the tokens too, and is nearly as hard as the run.
+# by continuing an edge or a colour. A block of half the tokens asks more than that: a random mask is as hard only
+# at a ratio between 80 and 90 %. Multi-block hides about half of the tokens too, and is nearly as hard as the block.
 #
 # Its own knob is the size of the targets. **Predict** what happens to the *context* when four targets grow.
 
@@ -684,9 +690,8 @@ explore(
 )
 
 # %% [markdown]
-# Four large targets leave little context, and they overlap so much that they ask the same thing several times. Few large
-# blocks or many small ones, with a context that still tells something: that is the trade-off which I-JEPA's
-# settings strike for photographs.
+# Four large targets leave little context, and they overlap so much that they ask the same thing several times. Larger targets
+# are harder; more of them leave less context. I-JEPA's settings are one compromise, for photographs.
 #
 # ## How much to hide: the sweep
 #
@@ -729,6 +734,7 @@ plots.table(
     ["linear", "knn", "CPU"],
     units={"CPU": "s"},
     lower=["CPU"],
+    bold=["linear", "knn"],
     caption=caption,
 )
 
@@ -759,17 +765,17 @@ print(", ".join(below))
 # - **Random masks have a peak.** Every run at 40 % beats every run at 20, 75 and 90 %. Hide little, and the question is easy
 #   and asked of few tokens. Hide nearly all, and the context cannot answer. The 60 % of the recipe and 40 % overlap: three
 #   seeds do not tell them apart. Block masks fall towards large ratios too, but their 20 % and 40 % are within the noise.
-# - **Harder is not better.** At 40 % and 60 % every random run beats every block run, although a run is the harder question.
+# - **Harder is not better.** At 40 % and 60 % every random run beats every block run, although a block is the harder question.
 #   For photographs I-JEPA reports the opposite: much better features with multi-block than with random masks
-#   {cite}`assran2023ijepa`. On 4 x 4 tokens a run of ten leaves six to answer from, all above or below it. The second exercise
-#   finds one more reason, which holds at 60 % but not at 40 %.
+#   {cite}`assran2023ijepa`. On 4 x 4 tokens a block of ten leaves six to answer from, all before or after it in
+#   raster order. The second exercise finds one more reason, which holds at 60 % but not at 40 %.
 # - **Block masks are a gamble.** Their spread over seeds is so wide that at 20 % nothing can be said about random against block.
 # - **The probes disagree.** By kNN every run beats the untrained encoder. By the linear probe on pooled features some settings
 #   do not; the cell above names them. And no setting reaches raw pixels, as in chapter 01.
 #
 # What would have refuted the peak: a best value at either end. The cell above would have failed.
 #
-# One of these runs, live: a random mask of 90 %, seed 0. Two tokens of 16 are left to see. **Predict** where it lands.
+# One of these runs, live: a random mask of 90 %, seed 0. Two tokens of 16 are left to see.
 
 # %% tags=["nbval-ignore-output"]
 from jepa_lab.masking import MaskConfig
@@ -798,10 +804,10 @@ print("the live run lands in the spread of the table, far below a ratio of 40 %"
 # %% [markdown]
 # ## Check your understanding
 #
-# :::{admonition} A random mask and a run hide the same number of tokens. Why is the run the harder question?
+# :::{admonition} A random mask and a block mask hide the same number of tokens. Why is the block the harder question?
 # :class: dropdown
 # A randomly hidden token nearly always has a visible neighbour, and neighbouring patches resemble each other. The inner
-# tokens of a run have none, so there is nothing nearby to copy from.
+# tokens of a block have none, so there is nothing nearby to copy from.
 # :::
 #
 # :::{admonition} A colleague runs the encoder on all tokens and then sets the hidden outputs to zero. What does the predictor get to see?
@@ -816,7 +822,7 @@ print("the live run lands in the spread of the table, far below a ratio of 40 %"
 # for the padding of ragged rows, which is why `encode` takes `valid`.
 # :::
 #
-# :::{admonition} The ends of a row are hidden less often by a run. Is the sampler wrong?
+# :::{admonition} The ends of a row are hidden less often by a block. Is the sampler wrong?
 # :class: dropdown
 # No. Fewer placements cover an end. Uniform placement and uniform coverage cannot both be had with blocks that stay
 # inside the row. A wrong sampler shows itself by another sign: it disagrees with its closed form, for example by treating
@@ -842,20 +848,23 @@ print("the live run lands in the spread of the table, far below a ratio of 40 %"
 # the tokens hidden the views are equally large.
 # ````
 #
-# ```{exercise} The coverage of a run
+# ```{exercise} The coverage of a block
 # :label: ex-coverage
-# A row has 16 tokens and a run hides 10 of them. With which probability is token $n$ hidden? Give the closed form, then
+# A row has 16 tokens and a block hides 10 of them. With which probability is token $n$ hidden? Give the closed form, then
 # check it against 20,000 draws. Which tokens are *always* hidden, and what does that mean for training?
 # ```
 #
 # ````{solution} ex-coverage
 # :class: dropdown
-# The run has $16 - 10 + 1 = 7$ starts, and token $n$ is covered by those from $\max(0, n - 9)$ to $\min(n, 6)$. Tokens 6 to
+# The block has $16 - 10 + 1 = 7$ starts, and token $n$ is covered by those from $\max(0, n - 9)$ to $\min(n, 6)$. Tokens 6 to
 # 9 are covered by all seven. They are never context, so the context encoder is not trained on the middle of the picture,
 # although it must encode it later. Every ratio above one half has such a blind spot, and it grows with the ratio.
 # ````
+#
+# Solution of the first exercise, executed:
 
 # %% tags=["hide-cell"]
+# Exercise "Two views that share no token"
 from jepa_lab.masking import complementary_masks
 
 one = random_mask(ragged, 0.5, seeded(0))
@@ -870,7 +879,11 @@ assert torch.equal(package[0].context, first) and torch.equal(
 )
 print("no common token; together they restore all")
 
+# %% [markdown]
+# Solution of the second exercise, executed:
+
 # %% tags=["hide-cell"]
+# Exercise "The coverage of a block"
 n = torch.arange(16)
 exact = (torch.minimum(n, torch.tensor(6)) - (n - 9).clamp(min=0) + 1) / 7
 drawn = block_mask(
@@ -879,7 +892,8 @@ drawn = block_mask(
     generator=seeded(0),
 )
 share = drawn.targets[:, 0].float().mean(0)
-print("closed form", [f"{p:.2f}" for p in exact.tolist()])
+print("closed form, tokens 0 to 7: ", *(f"{p:.2f}" for p in exact[:8].tolist()))
+print("            tokens 8 to 15:", *(f"{p:.2f}" for p in exact[8:].tolist()))
 print("always hidden:", (share == 1).nonzero().flatten().tolist())
 assert (share - exact).abs().max() < 0.015  # four standard errors
 
@@ -888,12 +902,12 @@ assert (share - exact).abs().max() < 0.015  # four standard errors
 #
 # - A mask sets the question. Its shape and its ratio decide whether a hidden token can be copied from a neighbour.
 # - Drop hidden tokens before the encoder: nothing can leak, and time goes down with their number. An attention mask saves none.
-# - Multi-block needs 7 x 7 tokens or more. Below that its blocks have no inside.
+# - Multi-block needs 7 x 7 tokens or more. Below that its blocks almost never have an inside.
 # - Test a sampler by counting, against a closed form. A blind row crashes nothing.
-# - One can hide too little and too much. On digits 40 % was best, random beat runs at 40 and 60 %, and the
+# - One can hide too little and too much. On digits 40 % was best, random beat block at 40 and 60 %, and the
 #   harder question was not the better one.
 #
-# **Where the toy stops being true.** Digits have 16 tokens, so ratios are coarse, and a run is a band of rows rather than a rectangle. In
+# **Where the toy stops being true.** Digits have 16 tokens, so ratios are coarse, and a block is a band of rows rather than a rectangle. In
 # photographs neighbouring patches resemble each other, which is a reason for high ratios and large blocks: a masked autoencoder hides 75 % {cite}`he2022mae`, and
 # I-JEPA reports that multi-block beats random masks {cite}`assran2023ijepa`. Our sweep neither confirms nor refutes that. It shows how to ask.
 #
@@ -920,7 +934,7 @@ assert time.process_time() < 90
 # Patches as tokens are from the vision transformer {cite}`dosovitskiy2021vit`, dropping hidden tokens before the encoder is the
 # masked autoencoder's {cite}`he2022mae`, and multi-block masks are I-JEPA's {cite}`assran2023ijepa`. We differ from I-JEPA's published
 # code in four places, all of them in the sampler. Corners reach the last row and column. Area and aspect ratio are independent. Every block of every picture has its
-# own size. And ragged contexts are padded, not cut. The first two make the sampler what the paper says, the others follow from
-# wanting the stated distribution for every picture.
+# own size. And ragged contexts are padded, not cut. The first two make all places and all
+# pairs of area and aspect ratio equally likely, the others follow from wanting the same distribution for every picture.
 #
 # **Next:** [Contrastive learning](04_contrastive), where two views of a picture are compared without any predictor.
