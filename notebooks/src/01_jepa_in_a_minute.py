@@ -261,9 +261,9 @@ trainer = Trainer(
     evaluate=readings,
 )
 history = trainer.fit()
-print(
-    f"{len(history['loss'])} steps in {trainer.core_seconds:.0f} core-seconds; kNN before: {before['knn']:.0%}"
-)
+seconds = trainer.core_seconds
+print(f"{len(history['loss'])} steps in {seconds:.0f} core-seconds", end="; ")
+print(f"kNN before: {before['knn']:.0%}")
 
 # %% tags=["nbval-ignore-output"] mystnb={"image": {"alt": "Three panels over 1200 training steps. The loss falls to a small fraction of its start within the first two hundred steps, rises again until about step 600 and then stays level; the spread of the features dips and then rises; the kNN accuracy hardly moves at first, then climbs, also while the loss is level."}}
 log = trainer.evaluations
@@ -429,9 +429,8 @@ from jepa_lab.probes import probe
 
 live = probe(objective, data, tokens=False)
 stored = {row["method"]: row for row in table}
-print(
-    f"kNN, this run: {live['knn']:.1%}; stored: {', '.join(f'{v:.1%}' for v in stored['JEPA']['knn'])}"
-)
+print(f"kNN, this run: {live['knn']:.1%}")
+print("kNN, stored:  ", ", ".join(f"{v:.1%}" for v in stored["JEPA"]["knn"]))
 
 # %%
 knn = {method: torch.tensor(row["knn"]) for method, row in stored.items()}
@@ -492,9 +491,7 @@ plots.panels(
 spread = {name: h["target_std"][-1] / h["target_std"][0] for name, h in runs.items()}
 assert spread["no stop-gradient"] < 0.1 < spread["JEPA"]  # in five seeds
 assert runs["no stop-gradient"]["loss"][-1] < runs["JEPA"]["loss"][-1]
-print(
-    "without stop-gradient the spread falls below a tenth of its start, with the better loss"
-)
+print("without stop-gradient: less than a tenth of the spread, and the better loss")
 
 # %% [markdown]
 # Within 120 steps the spread is less than a tenth of what it was, and the loss looks splendid. Moving the targets together is
