@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from jepa_lab.pictures import heatmap, image_grid, mask_grid, similarity
 from jepa_lab.style import COLORS, DASHES, Array, array, color, figure, palette, use_style
@@ -35,6 +36,15 @@ __all__ = [
 ]
 
 
+def _log_x(ax: Axes, xs: Sequence[np.ndarray]) -> None:
+    """A logarithmic x axis, with plain numbers at the data's own values where they are few."""
+    ax.set_xscale("log")
+    values = np.unique(np.concatenate(xs))
+    if len(values) <= 10:
+        ax.set_xticks(values, [f"{value:g}" for value in values])
+        ax.xaxis.set_minor_locator(NullLocator())
+
+
 def curves(
     lines: Mapping[str, tuple[Array, Array]],
     xlabel: str,
@@ -46,7 +56,8 @@ def curves(
 ) -> Figure:
     """Draw one line per method: where there are several runs, their mean and a band of one s.d.
 
-    ``levels`` are horizontal reference lines, for the controls.
+    ``levels`` are horizontal reference lines, for the controls. A logarithmic x axis has its ticks at the data's x
+    values if there are at most 10.
 
     Shapes: lines ``{method: (x [T], y [T] or y [S, T])}`` with S runs.
     Raises: ValueError if x and y differ in length.
@@ -72,7 +83,7 @@ def curves(
         )
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title, **({"yscale": "log"} if logy else {}))
     if logx:
-        ax.set_xscale("log")
+        _log_x(ax, [array(x) for x, _ in lines.values()])
     if len(lines) + len(levels or {}) > 1:
         fig.legend(loc="outside right upper")
     return fig
@@ -82,6 +93,8 @@ def panels(
     charts: Mapping[str, Mapping[str, tuple[Array, Array]]], xlabel: str, logy: Sequence[str] = (), logx: bool = False
 ) -> Figure:
     """Draw several quantities over the same axis side by side, one line per method and one colour per method.
+
+    A logarithmic x axis has its ticks at the data's x values if there are at most 10.
 
     Shapes: charts ``{ylabel: {method: (x [T], y [T])}}``; ``logy`` names the panels with a logarithmic axis.
     Raises: ValueError if ``logy`` names an unknown panel.
@@ -103,7 +116,7 @@ def panels(
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter(NullFormatter())
         if logx:
-            ax.set_xscale("log")
+            _log_x(ax, [array(x) for x, _ in lines.values()])
     if len(names) > 1:
         fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
     return fig
@@ -186,8 +199,12 @@ def circle(
     arrows: Array | None = None,
     colors: Sequence[str] | None = None,
     title: str = "",
+    limit: float | None = None,
 ) -> Figure:
     """Show points on the unit circle and, for each, an arrow such as the negative gradient of a loss.
+
+    An arrow shorter than 0.02 is not drawn: its head alone would be longer. ``limit`` fixes the half-width of the
+    frame, so that the frames of a knob are of equal size; without it the frame fits arrows and labels.
 
     Shapes: points [n, 2] (drawn as they are, not normalised), arrows [n, 2] in the same units.
     Raises: ValueError if the shapes do not fit.
@@ -201,7 +218,7 @@ def circle(
     ax.add_patch(Circle((0, 0), 1, fill=False, edgecolor="#BBBBBB", linewidth=1))
     tints = list(colors) if colors is not None else [COLORS["JEPA"]] * len(p)
     for i, (point, tint) in enumerate(zip(p, tints, strict=True)):
-        if a is not None and np.hypot(*a[i]) > 1e-9:
+        if a is not None and np.hypot(*a[i]) >= 0.02:  # shorter ones would be all head
             head = {"arrowstyle": "-|>", "color": tint, "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0}
             ax.annotate("", point + a[i], point, arrowprops=head, annotation_clip=False)
         ax.plot(*point, "o", color=tint, markersize=8, markeredgecolor="white", zorder=3)
@@ -211,6 +228,8 @@ def circle(
             ax.text(*outside, str(labels[i]), ha=side, va="center", color="#333333")
     reach = 1.25 if a is None else max(1.25, np.abs(p + a).max() + 0.08)
     wide = reach if labels is None else reach + 0.075 * max(len(str(text)) for text in labels)
+    if limit is not None:
+        reach = wide = limit
     fig.set_figwidth(3.6 * wide / reach)
     ax.set(xlim=(-wide, wide), ylim=(-reach, reach), aspect="equal", title=title)
     ax.set(xticks=[], yticks=[])

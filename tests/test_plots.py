@@ -252,6 +252,34 @@ def test_circle_puts_points_and_arrows_where_they_are():
         plots.circle([[1.0, 0.0]], arrows=[[1.0, 0.0], [0.0, 1.0]])
 
 
+def test_circle_leaves_out_arrows_that_are_all_head():
+    fig = plots.circle([[1.0, 0.0], [0.0, 1.0]], arrows=[[0.0, 0.01], [0.03, 0.0]])
+    arrows = [t for t in fig.axes[0].texts if getattr(t, "arrow_patch", None) is not None]
+    assert [tuple(t.xyann) for t in arrows] == [(0, 1)]
+
+
+def test_circles_with_a_limit_are_of_one_size():
+    kinds = {"few": (["a", ""], [[0.0, 0.0]] * 2), "many": (["a long one", "b"], [[0.0, 0.9], [0.8, 0.0]])}
+    figures = {
+        limit: [plots.circle([[1.0, 0.0], [0.0, 1.0]], *kind, limit=limit) for kind in kinds.values()]
+        for limit in (None, 1.5)
+    }
+    free, fixed = ([pixels(fig).shape for fig in figs] for figs in figures.values())
+    assert free[0] != free[1]
+    assert fixed[0] == fixed[1]
+    assert [(fig.axes[0].get_xlim(), fig.axes[0].get_ylim()) for fig in figures[1.5]] == [((-1.5, 1.5),) * 2] * 2
+
+
+def test_a_logarithmic_x_axis_has_plain_ticks_at_the_data():
+    lines = {"JEPA": ([4, 8, 512], [1.0, 2.0, 3.0]), "MAE": ([4, 64], [1.0, 2.0])}
+    charts = plots.panels({"loss": lines}, "x", logx=True), plots.curves(lines, "x", "y", logx=True)
+    for ax in (fig.axes[0] for fig in charts):
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["4", "8", "64", "512"]
+        assert ax.get_xticks(minor=True).size == 0
+    many = plots.curves({"JEPA": (range(1, 12), range(11))}, "x", "y", logx=True).axes[0]
+    assert len(many.get_xticks()) < 11
+
+
 # --- table
 # --------------------------------------------------------------------------------------------------------
 
