@@ -23,7 +23,7 @@ def test_the_snippet_trains_and_beats_random_init(tmp_path):
     assert done.returncode == 0, done.stderr
     knn = {line.split("linear")[0].strip(): int(line.split("kNN")[1].strip(" %")) for line in done.stdout.splitlines()}
     assert list(knn) == ["chance", "raw input", "random init", "supervised", "JEPA"]
-    assert knn["JEPA"] > knn["random init"] + 10  # one seed here; 20 points and more after 80 epochs in five
+    assert knn["JEPA"] > knn["random init"] + 20  # in each of the five seeds of results/digits_jepa.json
     assert seconds < 180  # "under a minute of CPU time", on cores that other tests share
 
 
