@@ -458,6 +458,8 @@ print("and raw pixels beat JEPA; on all tokens JEPA beats raw pixels")
 #   spread of the seeds.
 # - *JEPA without EMA* has the stop-gradient alone. Its linear probe ends below its random init in every seed; its kNN is no
 #   better than random init, within the spread.
+# - The starting recipe (learning rate, momentum, share of hidden tokens) comes from earlier prototypes that had looked at
+#   test images of this data set. All figures of JEPA may be slightly optimistic for that reason.
 # - The last row is strange: the linear probe is as good as ever, kNN is far below random init, and `std` is zero.
 #
 # ## A first look at collapse
