@@ -29,7 +29,9 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         print(f"wrote {run(config, rest)}")
-    except (FileNotFoundError, FloatingPointError) as error:  # data that is not there; a run that diverged
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        # Settings that do not fit the data (a patch that does not divide the image), data that is not there, a run that
+        # diverged: the message says it all, a traceback would hide it.
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

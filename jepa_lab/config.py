@@ -6,6 +6,7 @@ unknown key or wrong type: the message names the key.
 """
 
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jepa_lab.data import images
 from jepa_lab.nets import EncoderConfig
 from jepa_lab.objectives import OBJECTIVES
+from jepa_lab.probes import CONTROLS
 from jepa_lab.training import TrainConfig
 
 
@@ -32,6 +34,8 @@ class SweepConfig:
         """The command-line overrides of each repetition; one without any when nothing is swept."""
         if not self.key:
             return [[]]
+        if not self.values:
+            raise ValueError(f"sweep.values must hold at least one value of sweep.key={self.key!r}, got none")
         keys = [key.strip() for key in self.key.split(",")]
         result = []
         for value in self.values:
@@ -62,7 +66,7 @@ def make_parser(objective: str) -> ArgumentParser:
     parser.add_class_arguments(TrainConfig, "trainer", skip={"seed"})
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", type=Literal["test", "validation"], default="test", help="choose on validation")
-    parser.add_argument("--controls", type=list[str], default=["chance", "raw input", "random init", "supervised"])
+    parser.add_argument("--controls", type=list[Literal[CONTROLS]], default=list(CONTROLS))
     parser.add_argument("--tokens", type=bool, default=True, help="probe all tokens too, not only their mean")
     parser.add_class_arguments(SweepConfig, "sweep")
     parser.add_argument("--out", type=str, default="results", help="the folder of the results file")
@@ -76,6 +80,10 @@ def parse(arguments: list[str]) -> Namespace:
     """
     parser = make_parser(_objective_name(arguments))
     config = parser.parse_args(arguments)
+    try:
+        signature(images.DATASETS[config.data.name]).bind(**config.data.settings)
+    except TypeError as error:
+        raise ValueError(f"data.settings of {config.data.name}: {error}") from error
     for extra in build(config).sweep.overrides():  # refuse a bad value now, not after the first run of a sweep
         build(parser.parse_args([*arguments, *extra]))
     return config

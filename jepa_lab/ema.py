@@ -126,7 +126,7 @@ _LOW = (torch.bfloat16, torch.float16)
 
 
 def _key(name: str) -> str:
-    return "fp32_" + name.replace(".", "_")
+    return "fp32_" + name.replace(".", "/")  # not "_": a.b_c and a_b.c are two weights
 
 
 def _clamp(x: float) -> float:

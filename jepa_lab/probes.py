@@ -20,6 +20,7 @@ from jepa_lab.nets import TokenEncoder
 from jepa_lab.objectives import JEPA, Objective, Supervised, SupervisedConfig
 from jepa_lab.training import Batch, TrainConfig, Trainer, seed_all
 
+CONTROLS = ("chance", "raw input", "random init", "supervised")
 Row = dict[str, str | float]
 Splits = dict[str, Batch]
 
@@ -109,7 +110,7 @@ def control_rows(
     config: TrainConfig,
     seed: int = 0,
     split: str = "test",
-    rows: Iterable[str] = ("chance", "raw input", "random init", "supervised"),
+    rows: Iterable[str] = CONTROLS,
     tokens: bool = True,
 ) -> list[Row]:
     """The rows every table needs beside the method's own.
@@ -140,7 +141,7 @@ def control_rows(
             Trainer(objective, data["train"], config).fit()
             row = probe(objective, data, split, name, tokens)
         else:
-            raise ValueError(f"unknown control row {name!r}; known: chance, raw input, random init, supervised")
+            raise ValueError(f"unknown control row {name!r}; known: {', '.join(CONTROLS)}")
         result.append(row)
     return result
 

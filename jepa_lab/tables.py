@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 from torch import Tensor
 
-CONTROLS = ("chance", "raw input", "random init", "supervised")
+from jepa_lab.probes import CONTROLS
 
 
 def mean_sd(values: Tensor | np.ndarray | Sequence | float) -> tuple[np.ndarray, np.ndarray]:

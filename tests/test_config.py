@@ -47,6 +47,9 @@ def test_values_reach_the_dataclasses():
         (["--data.name", "imagenet"], "data.name"),
         (["--objective.name", "byol"], "known: contrastive, jepa, supervised"),
         (["--sweep.key", "trainer.epochs", "--sweep.values", "[1, 0]"], "trainer.epochs must be at least 1"),
+        (["--sweep.key", "trainer.epochs"], "sweep.values must hold at least one value"),
+        (["--controls", "[oracle]"], "controls"),
+        (["--data.settings", "size: 3"], "data.settings of digits: got an unexpected keyword argument 'size'"),
         (["--sweep.key", "no.such", "--sweep.values", "[1]"], "no.such"),
         (["--sweep.key", "a, b", "--sweep.values", "[1]"], "sweep.values: 1 must have 2 entries"),
     ],
@@ -116,6 +119,11 @@ def test_missing_data_is_a_message_and_not_a_traceback(tmp_path, capsys):
     data = ["--data.name", "fashion_mnist", "--data.settings", f"root: {tmp_path}"]
     assert main(["train", "--config", JEPA_YAML, *data]) == 1
     assert "github.com/zalandoresearch/fashion-mnist" in capsys.readouterr().err
+
+
+def test_settings_that_do_not_fit_the_data_are_a_message(tmp_path, capsys):
+    assert main(["train", "--config", JEPA_YAML, "--encoder.patch", "3", "--out", str(tmp_path)]) == 1
+    assert "patch must divide the image size 8 x 8, got patch=3" in capsys.readouterr().err
 
 
 def test_help_and_unknown_commands(capsys):

@@ -77,6 +77,24 @@ def test_bf16_weights_still_move(when):
     assert not [name for name, _ in again.named_buffers() if name.startswith("fp32_")]
 
 
+def test_weights_of_similar_names_keep_their_own_average():
+    class Online(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Module()
+            self.a.b_c = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+            self.a_b = nn.Module()
+            self.a_b.c = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+
+    online = Online()
+    ema = EMAEncoder(online, 0.5)
+    with torch.no_grad():
+        online.a.b_c.fill_(3.0)
+    ema.update()
+    assert ema.target.a.b_c.item() == 2.0
+    assert ema.target.a_b.c.item() == 1.0
+
+
 def test_train_never_puts_the_target_in_train_mode():
     holder = nn.ModuleDict({"ema": EMAEncoder(net())})
     holder.train()

@@ -917,8 +917,13 @@ assert (share - exact).abs().max() < 0.015  # four standard errors
 # python -m jepa_lab train --config jepa_lab/configs/digits_mask_ratio.yaml
 # ```
 #
-# Sprites with patches of 4 pixels have the 8 x 8 tokens that multi-block needs: `--data.name=sprites --encoder.patch=4
-# --objective.mask.kind=multiblock --objective.mask.n_blocks=4` (not measured here).
+# Sprites with patches of 4 pixels have the 8 x 8 tokens that multi-block needs (not measured here):
+#
+# ```bash
+# python -m jepa_lab train --config jepa_lab/configs/digits_jepa.yaml --name sprites_multiblock \
+#     --data.name sprites --encoder.patch 4 \
+#     --objective.mask.kind multiblock --objective.mask.n_blocks 4
+# ```
 
 # %% tags=["nbval-ignore-output"]
 minutes, runs = sweep["core_seconds"] / 60, len(sweep["runs"])
