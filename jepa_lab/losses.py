@@ -1,6 +1,9 @@
 """The losses, as pure functions.
 
-Book: chapters 01, 03, 04.
+What pulls together or picks out stands here; what holds apart stands in `regularisers.py` and `sigreg.py`. All of them
+can be imported from this module.
+
+Book: chapters 01, 03, 04, 06, 07.
 """
 
 import math
@@ -10,6 +13,33 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from jepa_lab.regularisers import (
+    barlow_twins,
+    check_views,
+    covariance_term,
+    isotropy,
+    variance_term,
+    vicreg,
+)
+from jepa_lab.sigreg import epps_pulley, lejepa, sigreg
+
+__all__ = [
+    "alignment",
+    "barlow_twins",
+    "covariance_term",
+    "epps_pulley",
+    "isotropy",
+    "lejepa",
+    "negative_cosine",
+    "normalize_targets",
+    "nt_xent",
+    "prediction_loss",
+    "sigreg",
+    "uniformity",
+    "variance_term",
+    "vicreg",
+]
 
 TargetNorm = Literal["layer", "batch", "none"]
 
@@ -117,3 +147,46 @@ def nt_xent(
             "negative_cosine": (everything - 2 * batch * positive) / (2 * batch * (2 * batch - 2)),
         }
     return loss, metrics
+
+
+def negative_cosine(prediction: Float[Tensor, "B D"], target: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """The loss of SimSiam and, up to 2 + 2x, of BYOL: minus the mean cosine of a prediction and its target.
+
+    From -1 (same direction) to 1. It stops no gradient: detach the target, or the embeddings collapse.
+
+    Shapes: prediction, target [B, D], not normalised -> scalar.
+    Raises: ValueError on different shapes.
+    Papers: Chen & He 2021, equation 1; Grill et al. 2020, equation 2. Book: chapter 06.
+    """
+    check_views(prediction, target)
+    return -F.cosine_similarity(prediction, target, dim=1).mean()
+
+
+def alignment(z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """Mean squared distance of the two views of a sample on the unit sphere: 0 to 4. The pull of a contrastive loss.
+
+    Shapes: z1, z2 [B, D], not normalised -> scalar.
+    Raises: ValueError on different shapes.
+    Paper: Wang & Isola 2020, equation 5 with alpha = 2. Book: chapter 04.
+    """
+    check_views(z1, z2)
+    return (F.normalize(z1, dim=1) - F.normalize(z2, dim=1)).square().sum(1).mean()
+
+
+def uniformity(z: Float[Tensor, "B D"], t: float = 2.0) -> Float[Tensor, ""]:
+    """log mean exp(-t |x - y|^2) over pairs of different rows on the unit sphere. The push of a contrastive loss.
+
+    0 for a collapsed batch, towards -2t for directions spread evenly over a sphere of many dimensions.
+
+    Shapes: z [B, D], not normalised, at least 2 rows -> scalar.
+    Raises: ValueError on fewer than 2 rows or t <= 0.
+    Paper: Wang & Isola 2020, equation 6. Book: chapter 04.
+    """
+    if z.ndim != 2 or len(z) < 2:
+        raise ValueError(f"z must be [B, D] with at least 2 rows, got shape {tuple(z.shape)}")
+    if not t > 0:
+        raise ValueError(f"t must be positive, got {t}")
+    z = F.normalize(z, dim=1)
+    # |x - y|^2 = 2 - 2 cos: finite gradients for equal rows, where that of a distance is not.
+    pairs = torch.ones(len(z), len(z), dtype=torch.bool, device=z.device).triu(1)
+    return torch.logsumexp((2 * t) * ((z @ z.T)[pairs] - 1), 0) - math.log(len(z) * (len(z) - 1) / 2)
