@@ -24,26 +24,40 @@ from jepa_lab.training import TrainConfig
 class SweepConfig:
     """Repeat the run for every value of one setting, named with dots: `key: objective.mask.ratio`.
 
-    A value may also be a list as long as `key` is, when several settings move together: `key: a.b, c.d`.
+    A value may also be a list as long as `key` is, when several settings move together: `key: a.b, c.d`. Runs that
+    differ in more than their values are named `cases` instead, each with settings of its own, another objective
+    included: `cases: {collapsed: {objective.name: jepa, objective.target: none}}`.
     """
 
     key: str = ""
     values: list[Any] = field(default_factory=list)
+    cases: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def overrides(self) -> list[list[str]]:
-        """The command-line overrides of each repetition; one without any when nothing is swept."""
+    def overrides(self) -> dict[str, list[str]]:
+        """The command-line overrides of each repetition by its name; one without any when nothing is swept."""
+        if self.cases:
+            if self.key:
+                raise ValueError(f"sweep: give either key (got {self.key!r}) or cases (got {', '.join(self.cases)})")
+            return {name: [_argument(*item) for item in (case or {}).items()] for name, case in self.cases.items()}
         if not self.key:
-            return [[]]
+            return {"": []}
         if not self.values:
             raise ValueError(f"sweep.values must hold at least one value of sweep.key={self.key!r}, got none")
         keys = [key.strip() for key in self.key.split(",")]
-        result = []
+        result = {}
         for value in self.values:
             row = value if len(keys) > 1 and isinstance(value, list) else [value]
             if len(row) != len(keys):
                 raise ValueError(f"sweep.values: {value} must have {len(keys)} entries, as sweep.key={self.key!r} has")
-            result.append([f"--{key}={part}" for key, part in zip(keys, row, strict=True)])
+            arguments = [_argument(key, part) for key, part in zip(keys, row, strict=True)]
+            result[" ".join(arguments)] = arguments
         return result
+
+
+def _argument(key: str, value: Any) -> str:
+    """A setting as the command line takes it; dicts, lists and booleans in YAML's flow style."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
+    return f"--{key}={text}"
 
 
 def make_parser(objective: str) -> ArgumentParser:
@@ -68,6 +82,7 @@ def make_parser(objective: str) -> ArgumentParser:
     parser.add_argument("--split", type=Literal["test", "validation"], default="test", help="choose on validation")
     parser.add_argument("--controls", type=list[Literal[CONTROLS]], default=list(CONTROLS))
     parser.add_argument("--tokens", type=bool, default=True, help="probe all tokens too, not only their mean")
+    parser.add_argument("--probe_rows", type=int, default=0, help="probes train on the first rows only; 0 = on all")
     parser.add_class_arguments(SweepConfig, "sweep")
     parser.add_argument("--out", type=str, default="results", help="the folder of the results file")
     return parser
@@ -78,14 +93,23 @@ def parse(arguments: list[str]) -> Namespace:
 
     Raises: jsonargparse.ArgumentError for unknown keys and wrong types, ValueError for values out of range.
     """
-    parser = make_parser(_objective_name(arguments))
-    config = parser.parse_args(arguments)
+    config = make_parser(_objective_name(arguments)).parse_args(arguments)
+    if config.probe_rows < 0:
+        raise ValueError(f"probe_rows must not be negative (0 = all rows), got {config.probe_rows}")
     try:
         signature(images.DATASETS[config.data.name]).bind(**config.data.settings)
     except TypeError as error:
         raise ValueError(f"data.settings of {config.data.name}: {error}") from error
-    for extra in build(config).sweep.overrides():  # refuse a bad value now, not after the first run of a sweep
-        build(parser.parse_args([*arguments, *extra]))
+    for extra in build(config).sweep.overrides().values():
+        repetition(arguments, extra)  # refuse a bad value now, not after the first run of a sweep
+    return config
+
+
+def repetition(arguments: list[str], extra: list[str]) -> Namespace:
+    """The configuration of one repetition of a sweep, whose overrides may name another objective."""
+    arguments = [*arguments, *extra]
+    config = make_parser(_objective_name(arguments)).parse_args(arguments)
+    build(config)
     return config
 
 

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,33 @@ import torch
 from jsonargparse import Namespace
 
 from jepa_lab import __version__
-from jepa_lab.config import build, parse, stored
+from jepa_lab.config import build, repetition, stored
 from jepa_lab.data import images
 from jepa_lab.nets import image_encoder
 from jepa_lab.objectives import build_objective
 from jepa_lab.probes import control_rows, probe
 from jepa_lab.training import Trainer, pick_device, seed_all
 
+CURVE_ROWS = 512  # validation rows behind a curve: enough for a spectrum, cheap enough for every epoch
+
 
 def run(config: Namespace, arguments: list[str], report: Callable[[str], None] = print) -> Path:
     """Train and probe every seed of every sweep value; write `OUT/NAME.json` and return its path.
 
-    `arguments` is the command line that `config` was parsed from; a sweep appends its overrides to it.
+    `arguments` is the command line that `config` was parsed from; a sweep appends its overrides to it. Control rows do
+    not depend on the objective, so repetitions that differ in nothing else have them once, in the first of them.
     """
     cpu, wall = time.process_time(), time.perf_counter()
-    runs = []
-    for extra in build(config).sweep.overrides():
-        one = parse([*arguments, *extra])
+    runs, controlled = [], []
+    for case, extra in build(config).sweep.overrides().items():
+        one = repetition(arguments, extra)
+        rest = {key: value for key, value in stored(one).items() if key not in ("objective", "sweep")}
+        if rest in controlled:
+            one.controls = []
+        controlled.append(rest)
         for seed in one.seeds:
-            runs.append({"overrides": extra} | run_seed(one, seed))
+            named = {"case": case} if config.sweep.cases else {}
+            runs.append(named | {"overrides": extra} | run_seed(one, seed))
             report(_line(runs[-1]))
     result = {
         "name": config.name,
@@ -49,7 +58,10 @@ def run(config: Namespace, arguments: list[str], report: Callable[[str], None] =
 
 
 def run_seed(config: Namespace, seed: int) -> dict[str, Any]:
-    """Train one model and probe it, with the control rows of the same seed beside it."""
+    """Train one model and probe it, with the control rows of the same seed beside it.
+
+    With `trainer.evaluate_every` the result also holds `curves`: collapse metrics on validation rows over training.
+    """
     parts = build(config)
     trainer_config = replace(parts.trainer, seed=seed)
     data = images.load(config.data.name, **config.data.settings)
@@ -59,11 +71,37 @@ def run_seed(config: Namespace, seed: int) -> dict[str, Any]:
 
     seed_all(seed)
     objective = build_objective(config.objective.name, make_encoder(), parts.objective, seed=seed)
-    trainer = Trainer(objective, data["train"], trainer_config)
+    watch = None
+    if trainer_config.evaluate_every:
+        from jepa_lab.monitor import CollapseMonitor
+    few = {key: value[:CURVE_ROWS] for key, value in data["validation"].items()}
+    watch = CollapseMonitor(max_rows=CURVE_ROWS).watch(few) if trainer_config.evaluate_every else None
+    trainer = Trainer(objective, data["train"], trainer_config, evaluate=watch)
+    before = watch(objective) if watch else {}
     trainer.fit()
-    rows = control_rows(data, make_encoder, trainer_config, seed, config.split, config.controls, config.tokens)
-    rows.append(probe(objective, data, config.split, config.objective.name, config.tokens))
-    return {"seed": seed, "core_seconds": round(trainer.core_seconds, 2), "rows": rows}
+    rows = control_rows(
+        data, make_encoder, trainer_config, seed, config.split, config.controls, config.tokens, config.probe_rows
+    )
+    rows.append(probe(objective, data, config.split, config.objective.name, config.tokens, config.probe_rows))
+    result = {"seed": seed, "core_seconds": round(trainer.core_seconds, 2), "rows": rows}
+    if watch:
+        result["curves"] = curves(before, trainer)
+    return result
+
+
+def curves(before: dict[str, float], trainer: Trainer) -> dict[str, list[float]]:
+    """The readings before and during training, and the mean loss since the reading before (none for the first)."""
+    log = trainer.evaluations
+    columns = {"step": [0, *log["step"]]}
+    columns |= {name: [_digits(value) for value in (before[name], *log[name])] for name in before}
+    loss, steps = trainer.history["loss"], columns["step"]
+    columns["loss"] = [None, *(_digits(sum(loss[a:b]) / (b - a)) for a, b in pairwise(steps))]
+    return columns
+
+
+def _digits(value: float) -> float:
+    """Five significant digits: a curve is for looking at."""
+    return float(f"{value:.5g}")
 
 
 def load_result(name: str, folder: str | Path = "../results") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from jepa_lab.metrics import effective_rank, normalized_std
+from jepa_lab.metrics import effective_rank, normalized_std, rankme
 from jepa_lab.nets import TokenEncoder
 from jepa_lab.objectives import JEPA, Objective, Supervised, SupervisedConfig
 from jepa_lab.training import Batch, TrainConfig, Trainer, seed_all
@@ -83,14 +83,17 @@ def knn_probe(
     return float(probe.fit(train.numpy(), train_label.numpy()).score(test.numpy(), test_label.numpy()))
 
 
-def probe(objective: Objective, data: Splits, split: str = "test", method: str = "", tokens: bool = True) -> Row:
+def probe(
+    objective: Objective, data: Splits, split: str = "test", method: str = "", tokens: bool = True, train_rows: int = 0
+) -> Row:
     """One row of a results table: probes trained on the training split, scored on `split`.
 
-    Keys: `linear` and `knn` on the pooled features, `tokens` (linear on all tokens, when asked for), `std` and `rank`
-    (`metrics.normalized_std`, `metrics.effective_rank` of the pooled features of `split`), and `dropped`, the rows of
-    both splits that had nothing to represent. Accuracies are shares in [0, 1]. Choose settings on "validation";
-    "test" is for the result.
+    Keys: `linear` and `knn` on the pooled features, `tokens` (linear on all tokens, when asked for), `std`, `rank` and
+    `rankme` (`metrics.normalized_std`, `metrics.effective_rank`, `metrics.rankme` of the pooled features of `split`),
+    and `dropped`, the rows of both splits that had nothing to represent. Accuracies are shares in [0, 1]. Choose
+    settings on "validation"; "test" is for the result. `train_rows` > 0 trains the probes on the first so many rows.
     """
+    data = _first(data, train_rows)
     row = _probe_features(*extract(objective, data["train"]), *extract(objective, data[split]), data, split)
     if tokens and "tokens" in objective.representations:
         train, i = extract(objective, data["train"], "tokens")
@@ -112,15 +115,18 @@ def control_rows(
     split: str = "test",
     rows: Iterable[str] = CONTROLS,
     tokens: bool = True,
+    train_rows: int = 0,
 ) -> list[Row]:
     """The rows every table needs beside the method's own.
 
     `chance`: always the most frequent training label. `raw input`: the probes on the pixels. `random init`: the same
-    encoder, untrained. `supervised`: the same encoder trained with the labels under the same recipe.
+    encoder, untrained. `supervised`: the same encoder trained with the labels under the same recipe, on all rows
+    whatever `train_rows` says, which limits the probes alone.
 
     Raises: ValueError for an unknown row name.
     """
-    result = []
+    result, everything = [], data["train"]
+    data = _first(data, train_rows)
     for name in rows:
         if name == "chance":
             common = data["train"]["label"].bincount().argmax()
@@ -138,7 +144,7 @@ def control_rows(
             seed_all(seed)
             classes = int(data["train"]["label"].max()) + 1
             objective = Supervised(make_encoder(), SupervisedConfig(n_classes=classes), seed=seed)
-            Trainer(objective, data["train"], config).fit()
+            Trainer(objective, everything, config).fit()
             row = probe(objective, data, split, name, tokens)
         else:
             raise ValueError(f"unknown control row {name!r}; known: {', '.join(CONTROLS)}")
@@ -158,6 +164,11 @@ def collect(rows: Iterable[Row], label: str = "method") -> list[dict[str, str | 
     return list(collected.values())
 
 
+def _first(data: Splits, rows: int) -> Splits:
+    """The same splits with at most so many training rows; 0 keeps all."""
+    return data if rows == 0 else data | {"train": {key: value[:rows] for key, value in data["train"].items()}}
+
+
 def _probe_features(train, i, test, j, data: Splits, split: str) -> Row:
     train_label, test_label = data["train"]["label"][i], data[split]["label"][j]
     dropped = len(data["train"]["label"]) - len(i) + len(data[split]["label"]) - len(j)
@@ -166,6 +177,7 @@ def _probe_features(train, i, test, j, data: Splits, split: str) -> Row:
         "knn": knn_probe(train, train_label, test, test_label),
         "std": normalized_std(test).item(),
         "rank": effective_rank(test).item(),
+        "rankme": rankme(test).item(),
         "dropped": dropped,
     }
 

@@ -45,7 +45,10 @@ def test_values_reach_the_dataclasses():
         (["--objective.mask.ratio", "1.5"], "mask.ratio"),
         (["--objective.mask.kind", "checkers"], "objective.mask.kind"),
         (["--data.name", "imagenet"], "data.name"),
-        (["--objective.name", "byol"], "known: contrastive, jepa, supervised"),
+        (
+            ["--objective.name", "dino"],
+            "known: barlow_twins, byol, contrastive, jepa, lejepa, simsiam, supervised, vicreg",
+        ),
         (["--sweep.key", "trainer.epochs", "--sweep.values", "[1, 0]"], "trainer.epochs must be at least 1"),
         (["--sweep.key", "trainer.epochs"], "sweep.values must hold at least one value"),
         (["--controls", "[oracle]"], "controls"),
@@ -72,9 +75,13 @@ def test_unknown_keys_in_the_file_are_errors(tmp_path):
 
 
 def test_sweep_overrides():
-    assert SweepConfig().overrides() == [[]]
-    assert SweepConfig("a.b", [1, "x"]).overrides() == [["--a.b=1"], ["--a.b=x"]]
-    assert SweepConfig("a, b", [[1, 2]]).overrides() == [["--a=1", "--b=2"]]
+    assert SweepConfig().overrides() == {"": []}
+    assert list(SweepConfig("a.b", [1, "x"]).overrides().values()) == [["--a.b=1"], ["--a.b=x"]]
+    assert list(SweepConfig("a, b", [[1, 2]]).overrides().values()) == [["--a=1", "--b=2"]]
+    cases = {"one": {"a": [0.5, 1], "b": False}, "two": None}
+    assert SweepConfig(cases=cases).overrides() == {"one": ["--a=[0.5, 1]", "--b=false"], "two": []}
+    with pytest.raises(ValueError, match="give either key"):
+        SweepConfig("a", [1], {"one": {}}).overrides()
 
 
 @pytest.mark.slow

@@ -2,16 +2,35 @@
 
     objective = build_objective("jepa", encoder, target="none")
 
-Book: chapters 01, 04.
+Book: chapters 01, 04, 06.
 """
 
 from jepa_lab.nets import TokenEncoder
 from jepa_lab.objectives.base import Objective
 from jepa_lab.objectives.contrastive import Contrastive, ContrastiveConfig
+from jepa_lab.objectives.decorrelation import (
+    BarlowTwins,
+    BarlowTwinsConfig,
+    LeJEPA,
+    LeJEPAConfig,
+    VICReg,
+    VICRegConfig,
+)
 from jepa_lab.objectives.jepa import JEPA, JEPAConfig, MomentumConfig, PredictorConfig
+from jepa_lab.objectives.siamese import BYOL, BYOLConfig, SimSiam, SimSiamConfig
 from jepa_lab.objectives.supervised import Supervised, SupervisedConfig
+from jepa_lab.objectives.two_view import TwoView, TwoViewConfig
 
-OBJECTIVES: dict[str, type[Objective]] = {"jepa": JEPA, "contrastive": Contrastive, "supervised": Supervised}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "barlow_twins": BarlowTwins,
+    "byol": BYOL,
+    "contrastive": Contrastive,
+    "jepa": JEPA,
+    "lejepa": LeJEPA,
+    "simsiam": SimSiam,
+    "supervised": Supervised,
+    "vicreg": VICReg,
+}
 
 
 def build_objective(name: str, encoder: TokenEncoder, config=None, seed: int = 0, **settings) -> Objective:
@@ -28,15 +47,27 @@ def build_objective(name: str, encoder: TokenEncoder, config=None, seed: int = 0
 
 
 __all__ = [
+    "BYOL",
     "JEPA",
     "OBJECTIVES",
+    "BYOLConfig",
+    "BarlowTwins",
+    "BarlowTwinsConfig",
     "Contrastive",
     "ContrastiveConfig",
     "JEPAConfig",
+    "LeJEPA",
+    "LeJEPAConfig",
     "MomentumConfig",
     "Objective",
     "PredictorConfig",
+    "SimSiam",
+    "SimSiamConfig",
     "Supervised",
     "SupervisedConfig",
+    "TwoView",
+    "TwoViewConfig",
+    "VICReg",
+    "VICRegConfig",
     "build_objective",
 ]

@@ -1,6 +1,6 @@
 """JEPA: predict the representation of what is hidden from the representation of what is seen.
 
-Book: chapters 01, 03.
+Book: chapters 01, 03, 05, 06, 07.
 """
 
 from dataclasses import dataclass, field
@@ -8,16 +8,25 @@ from typing import Literal
 
 import torch
 from einops import rearrange, repeat
+from jaxtyping import Float
 from torch import Tensor
 
 from jepa_lab.ema import SCHEDULES, EMAEncoder
-from jepa_lab.losses import prediction_loss
+from jepa_lab.losses import covariance_term, isotropy, prediction_loss, sigreg, variance_term
 from jepa_lab.masking import MaskConfig, take_visible
 from jepa_lab.metrics import normalized_std
 from jepa_lab.nets import TokenEncoder, masked_mean
 from jepa_lab.objectives.base import Objective
 from jepa_lab.predictors import MaskedTokenPredictor
 from jepa_lab.tokens import gather_tokens
+
+# Each asks the rows to vary by about 1 in every direction. VICReg's two terms are in their paper's proportion, 25 : 1.
+REGULARISERS = {
+    "none": None,
+    "vicreg": lambda rows, generator: variance_term(rows) + covariance_term(rows) / 25,
+    "sigreg": lambda rows, generator: sigreg(rows, n_slices=64, generator=generator),
+    "isotropy": lambda rows, generator: isotropy(rows),
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,8 @@ class MomentumConfig:
 class JEPAConfig:
     """`target` says where the targets come from: the `ema` of the encoder, the encoder itself behind a
     `stop_gradient`, or the encoder with gradient (`none`, which collapses). `target_norm` and `loss` are those of
-    `losses.prediction_loss`."""
+    `losses.prediction_loss`. `regulariser` holds the encoder's features apart; `regulariser_weight` times its value is
+    added to the loss, computed on at most `regulariser_rows` random tokens of the batch."""
 
     mask: MaskConfig = field(default_factory=MaskConfig)
     target: Literal["ema", "stop_gradient", "none"] = "ema"
@@ -55,6 +65,9 @@ class JEPAConfig:
     loss: Literal["smooth_l1", "mse", "cosine"] = "smooth_l1"
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     momentum: MomentumConfig = field(default_factory=MomentumConfig)
+    regulariser: Literal["none", "vicreg", "sigreg", "isotropy"] = "none"
+    regulariser_weight: float = 0.1
+    regulariser_rows: int = 512
 
 
 class JEPA(Objective):
@@ -64,8 +77,13 @@ class JEPA(Objective):
     positions are what the predictor must produce, given the context and the positions. Represents with the target
     encoder when there is one; the `online_` representations are those of the context encoder.
 
+    A regulariser acts on the context encoder's own outputs, one row a token, before the target norm: at the target
+    positions where this encoder makes the targets too, at the context positions where an EMA does. On other vectors
+    than the compared ones it would be satisfied while those collapse.
+
     Metrics: `target_std`, the normalised std of the pooled targets (1 = spread over the sphere, 0 = collapsed),
-    and `tau`, the EMA momentum of the last update.
+    `tau`, the EMA momentum of the last update, and with a regulariser its unweighted value, `regulariser`, and the
+    loss without it, `prediction`.
     Papers: LeCun 2022; Assran et al. 2023 (I-JEPA). Book: chapters 01, 03.
     """
 
@@ -77,6 +95,13 @@ class JEPA(Objective):
         self.config = config = config or JEPAConfig()
         if config.target not in ("ema", "stop_gradient", "none"):
             raise ValueError(f"target must be ema, stop_gradient or none, got {config.target!r}")
+        if config.regulariser not in REGULARISERS:
+            raise ValueError(f"regulariser must be one of {', '.join(REGULARISERS)}, got {config.regulariser!r}")
+        if not config.regulariser_weight >= 0 or config.regulariser_rows < 2:
+            raise ValueError(
+                "regulariser_weight must not be negative and regulariser_rows must be at least 2, "
+                f"got {config.regulariser_weight} and {config.regulariser_rows}"
+            )
         config.mask.check(encoder.grid)
         p = config.predictor
         self.predictor = MaskedTokenPredictor(encoder.dim, p.width, p.depth, p.heads)
@@ -101,7 +126,8 @@ class JEPA(Objective):
         )
 
         everything = self.targets(batch)
-        target = gather_tokens(repeat(everything, "b n d -> (b m) n d", m=m), where)
+        compared = everything if self.config.target == "none" else everything.detach()
+        target = gather_tokens(repeat(compared, "b n d -> (b m) n d", m=m), where)
         loss = prediction_loss(
             rearrange(prediction, "b m l d -> (b m) l d"), target, asked, self.config.loss, self.config.target_norm
         )
@@ -109,16 +135,31 @@ class JEPA(Objective):
         metrics = {"target_std": normalized_std(pooled.nan_to_num())} if len(pooled) > 1 else {}
         if self.target_encoder is not None:
             metrics["tau"] = self.target_encoder.tau.clone()
+        if self.config.regulariser != "none":
+            if self.target_encoder is not None:
+                rows = h[context_valid]
+            else:
+                rows = everything[mask.targets.any(1) & tokens.valid]
+            regulariser = self.regularise(rows)
+            metrics |= {"prediction": loss.detach(), "regulariser": regulariser.detach()}
+            loss = loss + self.config.regulariser_weight * regulariser
         return loss, metrics
 
     def targets(self, batch: dict[str, Tensor]) -> Tensor:
-        """Representations of all tokens of the whole input, [B, N, D], before the target norm."""
+        """Representations of all tokens of the whole input, [B, N, D], before the target norm; they carry gradient
+        only where the config says so, or where the regulariser needs it."""
         if self.target_encoder is not None:
             return self.target_encoder(batch)
-        if self.config.target == "none":
-            return self.encoder(batch)  # the gradient flows into the targets: moving them is easier than predicting
-        with torch.no_grad():
+        # With target="none" the gradient flows into the targets: moving them is easier than predicting.
+        with torch.set_grad_enabled(self.config.target == "none" or self.config.regulariser != "none"):
             return self.encoder(batch)
+
+    def regularise(self, rows: Float[Tensor, "R D"]) -> Float[Tensor, ""]:
+        """The configured regulariser on at most `regulariser_rows` of these rows, drawn without replacement."""
+        if len(rows) > self.config.regulariser_rows:
+            chosen = torch.randperm(len(rows), generator=self.generator)[: self.config.regulariser_rows]
+            rows = rows[chosen.to(rows.device)]
+        return REGULARISERS[self.config.regulariser](rows, self.generator)
 
     def after_step(self, progress: float) -> None:
         if self.target_encoder is not None:

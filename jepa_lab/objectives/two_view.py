@@ -1,0 +1,99 @@
+"""What all methods on two views share: draw the views, encode both in one batch, project.
+
+Book: chapters 04, 06.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from jepa_lab.data.augment import Augmentation, augment
+from jepa_lab.masking import MaskConfig, complementary_masks, take_visible
+from jepa_lab.nets import MLP, TokenEncoder, masked_mean
+from jepa_lab.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class TwoViewConfig:
+    """`views` are two random augmentations of the image (`augment`), two independent masks (`mask`), or two masks
+    that share no token (`complementary`); `mask.ratio` is the hidden share. `projection_dim` is the width P of the
+    embedding that the loss sees, 0 for no head at all: the loss then acts on the encoder's own output. `head_hidden`
+    is the width of the projection head's hidden layer, `head_norm` its norm."""
+
+    views: Literal["augment", "mask", "complementary"] = "augment"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    mask: MaskConfig = field(default_factory=lambda: MaskConfig(ratio=0.5))
+    projection_dim: int = 64
+    head_hidden: int = 128
+    head_norm: Literal["layer", "batch", "none"] = "layer"
+
+
+class Views(NamedTuple):
+    """Two views of a batch. With masks: the batch once, and keep [2, B, N], the visible tokens of either view; with
+    augmentations: the batch twice over, and keep None."""
+
+    batch: dict[str, Tensor]
+    keep: Tensor | None
+
+
+class TwoView(Objective):
+    """Encoder, mean over the visible tokens, projection head; a subclass says what the two embeddings must satisfy.
+
+    The head is thrown away afterwards: what it must discard to please the loss stays in the encoder's output. Its
+    norm is a LayerNorm by default, since a BatchNorm leaks information between the rows of a batch.
+    """
+
+    Config = TwoViewConfig
+
+    def __init__(self, encoder: TokenEncoder, config: TwoViewConfig | None = None, seed: int = 0):
+        super().__init__(encoder, seed)
+        self.config = config = config or self.Config()
+        if config.views not in ("augment", "mask", "complementary"):
+            raise ValueError(f"views must be augment, mask or complementary, got {config.views!r}")
+        if config.views == "complementary" and config.mask.kind != "random":
+            raise ValueError(f"views='complementary' draws random masks, got mask.kind={config.mask.kind!r}")
+        if config.views == "augment" and config.augmentation == Augmentation():
+            raise ValueError("augmentation: the identity makes the two views equal; set crop, rotation, noise, ...")
+        if config.projection_dim < 0:
+            raise ValueError(f"projection_dim must not be negative (0 = no head), got {config.projection_dim}")
+        config.mask.check(encoder.grid)
+        self.embedding_dim = config.projection_dim or encoder.dim
+        if config.projection_dim:
+            self.head = MLP(encoder.dim, config.head_hidden, config.projection_dim, norm=config.head_norm)
+        else:
+            self.head = nn.Identity()
+
+    def embed(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Embeddings z1, z2 of two fresh views, [B, P] each; rows that a mask left without a view are dropped."""
+        return self.head(self.encode_views(batch)).chunk(2)
+
+    def encode_views(self, batch: dict[str, Tensor]) -> Tensor:
+        """Pooled encoder outputs of two fresh views, one after the other, [2B, D]."""
+        return self.encode(self.encoder, self.draw(batch))
+
+    def draw(self, batch: dict[str, Tensor]) -> Views:
+        """Two fresh views of a batch, which any encoder can then encode."""
+        config = self.config
+        if config.views == "augment":
+            image = batch["image"]
+            return Views(
+                batch | {"image": augment(torch.cat([image, image]), config.augmentation, self.generator)}, None
+            )
+        valid = self.encoder.tokenize(batch).valid
+        if config.views == "complementary":
+            masks = complementary_masks(valid, config.mask.ratio, self.generator)
+        else:
+            masks = [config.mask.draw(valid, self.encoder.grid, self.generator) for _ in range(2)]
+        return Views(batch, torch.stack([mask.context for mask in masks]))
+
+    @staticmethod
+    def encode(encoder: TokenEncoder, views: Views) -> Tensor:
+        """Mean over the visible tokens of both views, in one pass of the encoder, [2B, D]."""
+        tokens = encoder.tokenize(views.batch)
+        if views.keep is None:
+            return masked_mean(encoder.encode(tokens.x, tokens.valid), tokens.valid)
+        both = views.keep.any(2).all(0)
+        x, valid, _ = take_visible(tokens.x[both].repeat(2, 1, 1), views.keep[:, both].flatten(0, 1))
+        return masked_mean(encoder.encode(x, valid), valid)
