@@ -1,6 +1,7 @@
 """Two views without negatives, held apart by the statistics of the batch: VICReg, Barlow Twins, LeJEPA.
 
 None of them needs a stop-gradient, a moving average or a predictor: at a collapsed batch the loss itself is high.
+Their heads have a BatchNorm, as their papers' have; statistics of the batch are what these losses are about.
 
 Book: chapters 06, 07.
 """
@@ -19,6 +20,7 @@ from jepa_lab.objectives.two_view import TwoView, TwoViewConfig
 class VICRegConfig(TwoViewConfig):
     """The three weights of `losses.vicreg`; a weight of 0 removes a term, for the collapse gallery."""
 
+    head_norm: Literal["layer", "batch", "none"] = "batch"
     invariance: float = 25.0
     variance: float = 25.0
     covariance: float = 1.0
@@ -43,6 +45,7 @@ class VICReg(TwoView):
 class BarlowTwinsConfig(TwoViewConfig):
     """`redundancy` weighs the off-diagonal correlations."""
 
+    head_norm: Literal["layer", "batch", "none"] = "batch"
     redundancy: float = 5e-3
 
 
@@ -66,6 +69,7 @@ class LeJEPAConfig(TwoViewConfig):
     The head's last layer has no norm: SIGReg must see the scale.
     """
 
+    head_norm: Literal["layer", "batch", "none"] = "batch"
     lam: float = 0.05
     n_slices: int = 64
 

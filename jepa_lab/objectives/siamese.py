@@ -4,6 +4,7 @@ Book: chapters 05, 06.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from jepa_lab.predictors import MLPPredictor
 class SimSiamConfig(TwoViewConfig):
     """`predictor_hidden` is the width of the predictor's hidden layer. Without `stop_gradient` it collapses."""
 
+    head_norm: Literal["layer", "batch", "none"] = "batch"
     predictor_hidden: int = 32
     stop_gradient: bool = True
 
@@ -51,6 +53,7 @@ class SimSiam(TwoView):
 class BYOLConfig(TwoViewConfig):
     """`predictor_hidden` is the width of the predictor's hidden layer, `momentum` the EMA of encoder and head."""
 
+    head_norm: Literal["layer", "batch", "none"] = "batch"
     predictor_hidden: int = 128
     momentum: MomentumConfig = field(default_factory=MomentumConfig)
 
