@@ -85,6 +85,7 @@ def make_parser(objective: str) -> ArgumentParser:
     parser.add_argument("--probe_rows", type=int, default=0, help="probes train on the first rows only; 0 = on all")
     parser.add_class_arguments(SweepConfig, "sweep")
     parser.add_argument("--out", type=str, default="results", help="the folder of the results file")
+    parser.add_argument("--resume", type=bool, default=False, help="keep the runs that the results file already holds")
     return parser
 
 
@@ -135,9 +136,9 @@ def reread(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def stored(config: Namespace) -> dict[str, Any]:
-    """A configuration as plain data for a results file, without the places where it was read from and written to."""
+    """A configuration as plain data for a results file, without where it was read from and how it was written."""
     data = yaml.safe_load(make_parser(config.objective.name).dump(config))
-    return {key: value for key, value in data.items() if key not in ("config", "out")}
+    return {key: value for key, value in data.items() if key not in ("config", "out", "resume")}
 
 
 def _objective_name(arguments: list[str]) -> str:

@@ -14,7 +14,7 @@ import torch
 from jsonargparse import Namespace
 
 from jepa_lab import __version__
-from jepa_lab.config import build, repetition, stored
+from jepa_lab.config import build, repetition, reread, stored
 from jepa_lab.data import images
 from jepa_lab.nets import image_encoder
 from jepa_lab.objectives import build_objective
@@ -29,9 +29,29 @@ def run(config: Namespace, arguments: list[str], report: Callable[[str], None] =
 
     `arguments` is the command line that `config` was parsed from; a sweep appends its overrides to it. Control rows do
     not depend on the objective, so repetitions that differ in nothing else have them once, in the first of them.
+
+    The file is written anew after every run. With `config.resume` the runs that it already holds are kept: those of an
+    interrupted sweep, or of one that has been given more values or seeds since.
     """
-    cpu, wall = time.process_time(), time.perf_counter()
-    runs, controlled = [], []
+    path = Path(config.out) / f"{config.name}.json"
+    done = _resume(path, config) if config.resume else None
+    revision = git_revision()
+    result = {
+        "name": config.name,
+        "config": stored(config),
+        "overrides": _overrides(arguments),
+        "seeds": list(config.seeds),
+        "git_revision": revision
+        if done is None
+        else " ".join(dict.fromkeys([*done["git_revision"].split(), revision])),
+        "device": str(pick_device(config.trainer.device)),
+        "core_seconds": 0.0 if done is None else done["core_seconds"],
+        "wall_seconds": 0.0 if done is None else done["wall_seconds"],
+        "versions": _versions(),
+        "runs": [],
+    }
+    known = {_key(one): one for one in done["runs"]} if done else {}
+    controlled = []
     for case, extra in build(config).sweep.overrides().items():
         one = repetition(arguments, extra)
         rest = {key: value for key, value in stored(one).items() if key not in ("objective", "sweep")}
@@ -39,22 +59,48 @@ def run(config: Namespace, arguments: list[str], report: Callable[[str], None] =
             one.controls = []
         controlled.append(rest)
         for seed in one.seeds:
-            named = {"case": case} if config.sweep.cases else {}
-            runs.append(named | {"overrides": extra} | run_seed(one, seed))
-            report(_line(runs[-1]))
-    result = {
-        "name": config.name,
-        "config": stored(config),
-        "overrides": _overrides(arguments),
-        "seeds": list(config.seeds),
-        "git_revision": git_revision(),
-        "device": str(pick_device(config.trainer.device)),
-        "core_seconds": round(time.process_time() - cpu, 1),
-        "wall_seconds": round(time.perf_counter() - wall, 1),
-        "versions": {"jepa_lab": __version__, "torch": torch.__version__.split("+")[0]},
-        "runs": runs,
-    }
-    return write_json(Path(config.out) / f"{config.name}.json", result)
+            named = ({"case": case} if config.sweep.cases else {}) | {"seed": seed, "overrides": extra}
+            if _key(named) in known:
+                result["runs"].append(known[_key(named)] | named)
+                continue
+            cpu, wall = time.process_time(), time.perf_counter()
+            result["runs"].append(named | run_seed(one, seed))
+            result["core_seconds"] = round(result["core_seconds"] + time.process_time() - cpu, 1)
+            result["wall_seconds"] = round(result["wall_seconds"] + time.perf_counter() - wall, 1)
+            write_json(path, result)
+            report(_line(result["runs"][-1]))
+    return write_json(path, result)
+
+
+def _key(one: dict[str, Any]) -> tuple:
+    """What tells the runs of one base configuration apart."""
+    return one["seed"], *one["overrides"]
+
+
+def _resume(path: Path, config: Namespace) -> dict[str, Any] | None:
+    """The result to go on with, or None where there is none yet.
+
+    Raises: ValueError when it was made by another base configuration, on another device or with other versions: its
+        runs would not be what this command makes.
+    """
+    if not path.exists():
+        return None
+    done = json.loads(path.read_text())
+
+    def base(data: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in data.items() if key not in ("seeds", "sweep")}
+
+    old, new = base(reread(done["config"])), base(stored(config))
+    changed = [key for key in new if old.get(key) != new[key]]
+    changed += ["versions"] if done["versions"] != _versions() else []
+    changed += ["device"] if done["device"] != str(pick_device(config.trainer.device)) else []
+    if changed:
+        raise ValueError(f"resume: {path} differs in {', '.join(changed)}; run without --resume to make it anew")
+    return done
+
+
+def _versions() -> dict[str, str]:
+    return {"jepa_lab": __version__, "torch": torch.__version__.split("+")[0]}
 
 
 def run_seed(config: Namespace, seed: int) -> dict[str, Any]:
@@ -83,7 +129,7 @@ def run_seed(config: Namespace, seed: int) -> dict[str, Any]:
         data, make_encoder, trainer_config, seed, config.split, config.controls, config.tokens, config.probe_rows
     )
     rows.append(probe(objective, data, config.split, config.objective.name, config.tokens, config.probe_rows))
-    result = {"seed": seed, "core_seconds": round(trainer.core_seconds, 2), "rows": rows}
+    result = {"core_seconds": round(trainer.core_seconds, 2), "rows": rows}
     if watch:
         result["curves"] = curves(before, trainer)
     return result
@@ -140,15 +186,18 @@ def git_revision() -> str:
     return revision + ("+" if changed else "")
 
 
+_HOW = ("--config", "--out", "--resume")
+
+
 def _overrides(arguments: list[str]) -> list[str]:
-    """The command line without `--config FILE` and `--out FOLDER`."""
+    """The command line without `--config FILE`, `--out FOLDER` and `--resume true`."""
     kept, skip = [], False
     for argument in arguments:
         if skip:
             skip = False
-        elif argument in ("--config", "--out"):
+        elif argument in _HOW:
             skip = True
-        elif not argument.startswith(("--config=", "--out=")):
+        elif not argument.startswith(tuple(f"{name}=" for name in _HOW)):
             kept.append(argument)
     return kept
 
