@@ -81,7 +81,8 @@ class EMAEncoder(nn.Module):
             online.append(source.float() if source.dtype in _LOW else source.detach())
             if shadow is not None:
                 low.append((target, shadow))
-        torch._foreach_lerp_(average, online, 1 - tau)  # one fused call for all weights
+        if average:  # an identity, say, has nothing to average
+            torch._foreach_lerp_(average, online, 1 - tau)  # one fused call for all weights
         for target, shadow in low:
             target.copy_(shadow)
         for target, source in zip(self.target.buffers(), self._online[0].buffers(), strict=True):

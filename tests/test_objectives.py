@@ -258,9 +258,18 @@ def test_weight_decay_spares_biases_and_norms():
     assert trainable == sum(p.numel() for p in objective.parameters() if p.requires_grad)
 
 
+def bad(regulariser):
+    """A config that the annotations, checked in the tests alone, would refuse."""
+    config = JEPAConfig()
+    object.__setattr__(config, "regulariser", regulariser)
+    return config
+
+
 def test_build_objective_names_what_is_wrong():
-    with pytest.raises(ValueError, match="unknown objective 'byol'; known: contrastive, jepa, supervised"):
-        build_objective("byol", encoder())
+    with pytest.raises(
+        ValueError, match="unknown objective 'dino'; known: barlow_twins, byol, contrastive, jepa, lejepa"
+    ):
+        build_objective("dino", encoder())
     with pytest.raises(TypeError, match="temprature"):
         build_objective("contrastive", encoder(), temprature=1)
     with pytest.raises(TypeError, match="not both"):
@@ -271,4 +280,9 @@ def test_build_objective_names_what_is_wrong():
         build_objective("contrastive", encoder())
     with pytest.raises(ValueError, match="temperature"):
         build_objective("contrastive", encoder(), augmentation=DIGITS, temperature=0.0)
-    assert set(OBJECTIVES) == {"jepa", "contrastive", "supervised"}
+    for settings in ({"regulariser_weight": -1.0}, {"regulariser_rows": 1}):
+        with pytest.raises(ValueError, match="regulariser_weight must not be negative and regulariser_rows"):
+            build_objective("jepa", encoder(), **settings)
+    with pytest.raises(ValueError, match="regulariser must be one of none, vicreg, sigreg, isotropy"):
+        JEPA(encoder(), bad("l2"))
+    assert len(OBJECTIVES) == 8 and all(cls.Config().__class__ is cls.Config for cls in OBJECTIVES.values())

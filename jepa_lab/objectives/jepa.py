@@ -139,7 +139,7 @@ class JEPA(Objective):
             if self.target_encoder is not None:
                 rows = h[context_valid]
             else:
-                rows = everything[mask.targets.any(1) & tokens.valid]
+                rows = everything[mask.targets.any(1) & tokens.valid & context_valid.any(1)[:, None]]
             regulariser = self.regularise(rows)
             metrics |= {"prediction": loss.detach(), "regulariser": regulariser.detach()}
             loss = loss + self.config.regulariser_weight * regulariser
