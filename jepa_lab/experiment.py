@@ -16,6 +16,7 @@ from jsonargparse import Namespace
 from jepa_lab import __version__
 from jepa_lab.config import build, repetition, reread, stored
 from jepa_lab.data import images
+from jepa_lab.monitor import CollapseMonitor
 from jepa_lab.nets import image_encoder
 from jepa_lab.objectives import build_objective
 from jepa_lab.probes import control_rows, probe
@@ -117,9 +118,6 @@ def run_seed(config: Namespace, seed: int) -> dict[str, Any]:
 
     seed_all(seed)
     objective = build_objective(config.objective.name, make_encoder(), parts.objective, seed=seed)
-    watch = None
-    if trainer_config.evaluate_every:
-        from jepa_lab.monitor import CollapseMonitor
     few = {key: value[:CURVE_ROWS] for key, value in data["validation"].items()}
     watch = CollapseMonitor(max_rows=CURVE_ROWS).watch(few) if trainer_config.evaluate_every else None
     trainer = Trainer(objective, data["train"], trainer_config, evaluate=watch)
@@ -135,7 +133,7 @@ def run_seed(config: Namespace, seed: int) -> dict[str, Any]:
     return result
 
 
-def curves(before: dict[str, float], trainer: Trainer) -> dict[str, list[float]]:
+def curves(before: dict[str, float], trainer: Trainer) -> dict[str, list[int | float | None]]:
     """The readings before and during training, and the mean loss since the reading before (none for the first)."""
     log = trainer.evaluations
     columns = {"step": [0, *log["step"]]}

@@ -55,7 +55,7 @@ def normalized_std(z: Float[Tensor, "n D"]) -> Float[Tensor, ""]:
     Shapes: [n, D] -> scalar.
     Paper: Chen & He 2021 (SimSiam), section 4.1, there against 1/sqrt(D). Book: chapter 01.
     """
-    z = F.normalize(as_rows(z), dim=1)
+    z = _unit(z)
     return z.std(0).mean() * z.shape[1] ** 0.5
 
 
@@ -66,7 +66,7 @@ def mean_cosine(z: Float[Tensor, "n D"]) -> Float[Tensor, ""]:
     Shapes: [n, D] -> scalar.
     Book: chapter 06.
     """
-    z = F.normalize(as_rows(z), dim=1)
+    z = _unit(z)
     n = len(z)
     return (z.sum(0).square().sum() - z.square().sum()) / (n * (n - 1))
 
@@ -96,7 +96,7 @@ def alignment(z1: Float[Tensor, "n D"], z2: Float[Tensor, "n D"]) -> Float[Tenso
     """
     if z1.shape != z2.shape:
         raise ValueError(f"z1 and z2 must have the same shape, got {tuple(z1.shape)} and {tuple(z2.shape)}")
-    return (F.normalize(as_rows(z1), dim=1) - F.normalize(as_rows(z2), dim=1)).square().sum(1).mean()
+    return (_unit(z1) - _unit(z2)).square().sum(1).mean()
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def uniformity(z: Float[Tensor, "n D"], t: float = 2.0) -> Float[Tensor, ""]:
     Shapes: [n, D] -> scalar. With gradient: `losses.uniformity`.
     Paper: Wang & Isola 2020, equation 6. Book: chapter 04.
     """
-    z = F.normalize(as_rows(z), dim=1)
+    z = _unit(z)
     return F.pdist(z).square().mul(-t).exp().mean().log()
 
 
@@ -178,7 +178,7 @@ def diagnose(
 
     centred = (z - z.mean(0)).float() if evidence.std or evidence.clipped else torch.zeros_like(z).float()
     law, stds = alpha_req(centred), feature_std(z) * scale
-    unit = F.normalize(z[:SHOWN], dim=1)
+    unit = _unit(z)[:SHOWN]
     numbers |= {
         "std": stds.square().mean().sqrt().item(),
         "normalized_std": normalized_std(z).item(),
@@ -198,13 +198,18 @@ def diagnose(
     return CollapseReport(verdict, reasons, notes, evidence, **numbers, **arrays)
 
 
+def _unit(z: Tensor) -> Tensor:
+    """Rows of length 1; rows of zeros stay. `F.normalize` alone takes rows shorter than 1e-12 for zeros."""
+    z = as_rows(z)
+    return F.normalize(z / z.abs().amax(1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny), dim=1)
+
+
 def _of_views(z: Tensor, other: Tensor | None, ids: Tensor | None, notes: list[str]) -> dict[str, float]:
     """Alignment and LiDAR, where the rows say which of them belong together."""
     numbers = {}
     if other is not None:
-        peaks = [x.abs().max().clamp_min(1e-300) for x in (z, other)]
         if len(z) > 1:
-            numbers["alignment"] = alignment(z / peaks[0], other / peaks[1]).item()
+            numbers["alignment"] = alignment(z, other).item()
         ids = torch.arange(len(z)) if ids is None else ids
         z, ids = torch.cat([z, other]), torch.cat([ids, ids])
     if ids is not None:

@@ -110,6 +110,57 @@ def test_a_run_writes_what_it_did_and_repeats(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_cases_may_name_another_objective_and_controls_are_run_once(tmp_path):
+    path = tmp_path / "two.yaml"
+    path.write_text(
+        "name: two\nobjective: {name: jepa}\ntrainer: {epochs: 2, evaluate_every: 1}\nencoder: {depth: 1}\n"
+        "sweep:\n  cases:\n    JEPA: {}\n    views: {objective.name: simsiam, objective.augmentation: {noise: 0.1}}\n"
+        "seeds: [0, 1]\ntokens: false\ncontrols: [chance]\nprobe_rows: 300\n"
+    )
+    assert main(["train", "--config", str(path), "--out", str(tmp_path)]) == 0
+    runs = json.loads((tmp_path / "two.json").read_text())["runs"]
+    assert [(run["case"], run["seed"]) for run in runs] == [("JEPA", 0), ("JEPA", 1), ("views", 0), ("views", 1)]
+    methods = [[row["method"] for row in run["rows"]] for run in runs]
+    assert methods == [["chance", "jepa"]] * 2 + [["simsiam"]] * 2
+    for run in runs:
+        curves = run["curves"]
+        assert curves["step"] == [0, 15, 30] and curves["loss"][0] is None and None not in curves["loss"][1:]
+        assert len(set(curves["normalized_std"])) == 3  # it trains, and each reading is its own
+    bad = ["--sweep.cases", "{x: {objective.temperature: 1}}"]
+    with pytest.raises(ArgumentError, match="temperature"):
+        parse(["--config", str(path), *bad])
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    sweep = ["--sweep.key", "objective.mask.ratio", "--sweep.values", "[0.3, 0.6]"]
+    arguments = ["train", "--config", JEPA_YAML, *FAST, *sweep, "--controls", "[chance]", "--out", str(tmp_path)]
+    path, trained, run_seed = tmp_path / "digits_jepa.json", [], experiment.run_seed
+
+    def counting(config, seed):
+        if len(trained) == 3:
+            raise FloatingPointError("the fourth run fails")
+        trained.append(seed)
+        return run_seed(config, seed)
+
+    monkeypatch.setattr(experiment, "run_seed", counting)
+    assert main(arguments) == 1
+    partial = json.loads(path.read_text())["runs"]
+    assert len(partial) == 3
+    monkeypatch.setattr(experiment, "run_seed", lambda config, seed: trained.append(seed) or run_seed(config, seed))
+    assert main([*arguments, "--resume", "true"]) == 0
+    resumed = json.loads(path.read_text())
+    assert resumed["runs"][:3] == partial and len(resumed["runs"]) == 4 and len(trained) == 4
+    assert "--resume" not in resumed["overrides"] and "resume" not in resumed["config"]
+    assert main(arguments) == 0  # without --resume all of it is made anew, and is the same
+    again = json.loads(path.read_text())
+    assert [run["rows"] for run in again["runs"]] == [run["rows"] for run in resumed["runs"]]
+    capsys.readouterr()
+    assert main([*arguments, "--resume", "true", "--trainer.lr", "0.001"]) == 1
+    assert "differs in trainer; run without --resume" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_the_command_as_a_user_types_it(tmp_path):
     def run(*arguments):
         call = [sys.executable, "-m", "jepa_lab", *arguments]

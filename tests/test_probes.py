@@ -93,7 +93,7 @@ def test_probe_scores_the_split_that_is_asked_for_and_trains_on_the_training_spl
     torch.manual_seed(0)
     objective = JEPA(image_encoder(data["train"]["image"], TINY))
     validation, test = probe(objective, data, "validation"), probe(objective, data, "test")
-    assert {"method", "linear", "knn", "tokens", "std", "rank", "dropped"} == set(test)
+    assert {"method", "linear", "knn", "tokens", "std", "rank", "rankme", "dropped"} == set(test)
     shuffled = data | {"test": data["test"] | {"label": data["test"]["label"].roll(1)}}
     assert probe(objective, shuffled, "test")["knn"] < test["knn"]
     assert probe(objective, shuffled, "validation") == validation
@@ -103,3 +103,24 @@ def test_probe_scores_the_split_that_is_asked_for_and_trains_on_the_training_spl
 def test_collect_gathers_runs_by_method_in_order():
     rows = [{"method": "b", "knn": 0.5}, {"method": "a", "knn": 0.1, "std": 1}, {"method": "b", "knn": 0.7}]
     assert collect(rows) == [{"method": "b", "knn": [0.5, 0.7]}, {"method": "a", "knn": [0.1], "std": [1.0]}]
+
+
+def test_train_rows_limit_the_probes_alone():
+    data = digits()
+    objective = JEPA(image_encoder(data["train"]["image"], TINY))
+    few = {**data, "train": {key: value[:100] for key, value in data["train"].items()}}
+    assert probe(objective, data, tokens=False, train_rows=100) == probe(objective, few, tokens=False)
+    assert probe(objective, data, tokens=False, train_rows=100) != probe(objective, data, tokens=False)
+    seen = []
+
+    def make_encoder():
+        encoder = image_encoder(data["train"]["image"], TINY)
+        tokenize = encoder.tokenize
+        encoder.tokenize = lambda batch: seen.append(len(batch["image"])) or tokenize(batch)
+        return encoder
+
+    config = TrainConfig(epochs=1, batch_size=64)
+    rows = control_rows(data, make_encoder, config, rows=["raw input", "supervised"], tokens=False, train_rows=100)
+    assert seen.count(64) == 15  # the supervised control trains on all 1000 rows
+    expected = control_rows(few, make_encoder, config, rows=["raw input"], tokens=False)
+    assert rows[0] == expected[0]

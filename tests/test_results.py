@@ -28,17 +28,18 @@ SCHEMA = {
     "runs": list,
 }
 RUN = {"seed": int, "overrides": list, "core_seconds": float, "rows": list}
+SOME = {"case": str, "curves": dict}  # of a sweep over cases; with trainer.evaluate_every
 
 
 def check_schema(result):
     """Complaints about the shape of one results file."""
 
-    def wrong(record, schema, where):
+    def wrong(record, schema, where, optional=()):
         complaints = [f"{where}: unknown key {key!r}" for key in record.keys() - schema.keys()]
         for key, kind in schema.items():
             allowed = (int, float) if kind is float else kind
             if key not in record:
-                complaints.append(f"{where}: no {key!r}")
+                complaints += [f"{where}: no {key!r}"] if key not in optional else []
             elif not isinstance(record[key], allowed) or isinstance(record[key], bool):
                 complaints.append(f"{where}: {key!r} is {type(record[key]).__name__}, not {kind.__name__}")
         return complaints
@@ -48,12 +49,18 @@ def check_schema(result):
     if not runs:
         complaints.append("result: no runs")
     for i, run in enumerate(runs):
-        complaints += wrong(run, RUN, f"runs[{i}]")
+        complaints += wrong(run, RUN | SOME, f"runs[{i}]", SOME)
+        if len(lengths := {len(column) for column in run.get("curves", {}).values()}) > 1:
+            complaints.append(f"runs[{i}]: curves have the lengths {sorted(lengths)}")
         rows = run.get("rows") or []
         if not rows or not all(isinstance(row, dict) for row in rows):
             complaints.append(f"runs[{i}]: rows must be a list of at least one dict")
     if {run.get("seed") for run in runs} != set(result.get("seeds", [])):
         complaints.append("the seeds of the runs are not those of the result")
+    sweep = result.get("config", {}).get("sweep", {})
+    number = max(len(sweep.get("values") or sweep.get("cases") or [None]), 1) * len(result.get("seeds", []))
+    if len(runs) != number:
+        complaints.append(f"{len(runs)} runs of {number}: the sweep was interrupted, go on with --resume true")
     return complaints
 
 
@@ -127,6 +134,10 @@ def good_result():
 
 def test_the_good_result_is_good():
     assert check_schema(good_result()) == []
+    result = good_result()
+    for run in result["runs"]:
+        run |= {"case": "JEPA", "curves": {"step": [0, 1], "std": [0.5, 0.6]}}
+    assert check_schema(result) == []
     assert check_config(good_result()) == []
 
 
@@ -147,6 +158,8 @@ def test_a_missing_key_is_refused(key):
         lambda r: r["runs"][0].update(rows=[1]),
         lambda r: r["runs"][0].pop("seed"),
         lambda r: r["runs"].pop(),
+        lambda r: r["runs"][0].update(case=1),
+        lambda r: r["runs"][0].update(curves={"step": [0, 1], "std": [0.5]}),
     ],
 )
 def test_a_bad_result_is_refused(spoil):
