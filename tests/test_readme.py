@@ -13,10 +13,12 @@ from tools.readme_figure import CHAPTER, FIGURE, read_figure
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.S)
+
 
 @pytest.mark.slow
 def test_the_snippet_trains_and_beats_random_init(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code = SNIPPETS[0]
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     seconds = time.perf_counter() - started
@@ -25,6 +27,15 @@ def test_the_snippet_trains_and_beats_random_init(tmp_path):
     assert list(knn) == ["chance", "raw input", "random init", "supervised", "JEPA"]
     assert knn["JEPA"] > knn["random init"] + 20  # in each of the five seeds of results/digits_jepa.json
     assert seconds < 180  # "under a minute of CPU time", on cores that other tests share
+
+
+@pytest.mark.slow
+def test_the_collapse_report_sees_what_the_rank_does_not(tmp_path):
+    done = subprocess.run([sys.executable, "-c", SNIPPETS[1]], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(SNIPPETS) == 2
+    verdict, rank = done.stdout.splitlines()[0].rsplit(" ", 1)
+    assert verdict == "complete collapse" and float(rank) > 55
 
 
 def test_the_figure_is_the_one_that_the_chapter_has_drawn():
