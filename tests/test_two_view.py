@@ -16,6 +16,7 @@ from jepa_lab.losses import (
     variance_term,
     vicreg,
 )
+from jepa_lab.masking import Mask, MaskConfig
 from jepa_lab.metrics import effective_rank, normalized_std
 from jepa_lab.nets import EncoderConfig, image_encoder
 from jepa_lab.objectives import JEPA, OBJECTIVES, JEPAConfig, MomentumConfig, TwoView, build_objective
@@ -212,13 +213,25 @@ def test_the_regulariser_looks_at_a_sample_of_the_rows():
     torch.testing.assert_close(objective.regularise(rows[:8]), KINDS["vicreg"](rows[:8], None))
 
 
-def test_a_row_without_context_is_not_regularised():
+def test_padding_and_rows_without_context_are_not_regularised():
     objective = JEPA(sequence_encoder(), JEPAConfig(target="none", regulariser="vicreg"))
     data, state = sequences(), objective.generator.get_state()
     value = objective(data)[1]["regulariser"]
     objective.generator.set_state(state)
     wild = data | {"x": torch.where(data["valid"][..., None], data["x"], 1e4)}
     torch.testing.assert_close(objective(wild)[1]["regulariser"], value)
+
+    class Blind(MaskConfig):
+        def draw(self, valid, grid=None, generator=None):
+            context = torch.zeros_like(valid)
+            context[1:, :8] = True  # the first row sees nothing, and has targets all the same
+            return Mask(context, (~context)[:, None])
+
+    objective = JEPA(encoder(), JEPAConfig(mask=Blind(), target="none", regulariser="vicreg"))
+    data = batch()
+    value = objective(data)[1]["regulariser"]
+    other = data | {"image": torch.cat([1 - data["image"][:1], data["image"][1:]])}
+    torch.testing.assert_close(objective(other)[1]["regulariser"], value)
 
 
 # --- what collapses --------------------------------------------------------------------------------------------------

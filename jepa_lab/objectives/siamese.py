@@ -84,7 +84,7 @@ class BYOL(TwoView):
         return loss, {"embedding_std": normalized_std(t1), "tau": self.target_encoder.tau.clone()}
 
     def targets(self, views) -> tuple[Tensor, Tensor]:
-        return self.target_head(self.encode(self.target_encoder.target, views).detach()).chunk(2)
+        return self.target_head(self.encode(self.target_encoder.target, views)).chunk(2)
 
     def after_step(self, progress: float) -> None:
         self.target_encoder.update(progress)
