@@ -501,7 +501,7 @@ print("without stop-gradient: less than a tenth of the spread, and the better lo
 #
 # That explains the strange row. The linear probe standardises the features first, and so blows up the little that is left
 # of a point: a probe that rescales cannot see this collapse. kNN compares the features as they are, and fails. There are other
-# collapses, and each has numbers that are blind to it. A chapter that collects them is in preparation.
+# collapses, and each has numbers that are blind to it: the [gallery of collapses](06_collapse_gallery) causes them all.
 #
 # ## Check your understanding
 #
@@ -609,4 +609,4 @@ assert time.process_time() < 90
 # here are random tokens rather than blocks (the [chapter on masks](03_masks) says why), and the momentum starts lower, at 0.99,
 # so that in a run this short the copy forgets its random start sooner.
 #
-# **Next:** [Masks](03_masks), what to hide, and how much.
+# **Next:** [Why predict latents?](02_why_latents), which features each kind of prediction keeps.

@@ -943,4 +943,4 @@ assert time.process_time() < 90
 # instead of a ResNet), in the augmentations (no colour changes and no mirror), in the head (a LayerNorm where SimCLR
 # has a BatchNorm, which would leak information between the rows of a batch) and in the optimizer (AdamW).
 #
-# **Next:** [the map of the book](../book/intro), with the chapters there are so far.
+# **Next:** [Target encoders](05_target_encoders), what a stop-gradient and a moving average do.
