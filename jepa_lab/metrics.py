@@ -140,7 +140,8 @@ def diagnose(
     Book: chapter 06.
     """
     z = _float64_rows("embeddings", embeddings)
-    resolution = torch.finfo(torch.as_tensor(embeddings).dtype).eps
+    info = torch.finfo if isinstance(embeddings, Tensor) else np.finfo
+    resolution = float(info(embeddings.dtype).eps)
     other = None if views is None else _float64_rows("views", views)
     ids = None if sample is None else torch.as_tensor(sample).detach().cpu()
     if other is not None and other.shape != z.shape:
@@ -157,30 +158,27 @@ def diagnose(
     invalid = int((~finite).sum())
     if invalid:
         notes.append(f"{invalid} of {len(z)} rows hold NaN or infinity and were dropped.")
-    if invalid == len(z):
-        z = z[finite]
-        return CollapseReport(*judge(no_evidence(z, invalid), reference_std), notes, no_evidence(z, invalid))
     z, other, ids = z[finite], None if other is None else other[finite], None if ids is None else ids[finite]
-    numbers = _of_views(z, other, ids, notes)
+    numbers = _of_views(z, other, ids, notes) if len(z) > 1 else {}
     if len(z) > MAX_ROWS:
         notes.append(f"Judged on {MAX_ROWS} of {len(z)} rows, drawn at random.")
         z = z[torch.randperm(len(z), generator=torch.Generator().manual_seed(0))[:MAX_ROWS]]
-        invalid = round(invalid * MAX_ROWS / len(finite))
-    if len(z) < 2:
-        return CollapseReport(*judge(no_evidence(z, invalid), reference_std), notes, no_evidence(z, invalid))
+    if len(z) < 2:  # nothing to measure
+        evidence = no_evidence(z, invalid)
+        return CollapseReport(*judge(evidence, reference_std), notes, evidence)
 
     peak = z.abs().max().item() or 1.0  # first, since the square of 1e200 is no number any more
     scale = peak * (z / peak).square().mean().sqrt().item() or 1.0
     z = z / scale
-    evidence = gather_evidence(z, scale, invalid)
+    evidence = gather_evidence(z, scale, invalid, len(finite))
     verdict, reasons = judge(evidence, reference_std)
     notes += remarks(evidence, verdict, resolution, reference_std)
 
     centred = (z - z.mean(0)).float() if evidence.std or evidence.clipped else torch.zeros_like(z).float()
-    law, stds = alpha_req(centred), feature_std(z) * scale
+    law, stds = alpha_req(centred), feature_std(z)
     unit = _unit(z)[:SHOWN]
     numbers |= {
-        "std": stds.square().mean().sqrt().item(),
+        "std": stds.square().mean().sqrt().item() * scale,
         "normalized_std": normalized_std(z).item(),
         "mean_cosine": mean_cosine(z).item(),
         "mean_norm_ratio": mean_norm_ratio(z).item(),
@@ -191,8 +189,8 @@ def diagnose(
         "uniformity": uniformity(z[:1024]).item(),
     }
     arrays = {
-        "spectrum": (spectrum(centred) * scale).numpy(),
-        "feature_stds": stds.numpy(),
+        "spectrum": (spectrum(centred).double() * scale).numpy(),
+        "feature_stds": (stds * scale).numpy(),
         "similarity": (unit @ unit.T).numpy(),
     }
     return CollapseReport(verdict, reasons, notes, evidence, **numbers, **arrays)
@@ -208,8 +206,7 @@ def _of_views(z: Tensor, other: Tensor | None, ids: Tensor | None, notes: list[s
     """Alignment and LiDAR, where the rows say which of them belong together."""
     numbers = {}
     if other is not None:
-        if len(z) > 1:
-            numbers["alignment"] = alignment(z, other).item()
+        numbers["alignment"] = alignment(z, other).item()
         ids = torch.arange(len(z)) if ids is None else ids
         z, ids = torch.cat([z, other]), torch.cat([ids, ids])
     if ids is not None:

@@ -169,11 +169,14 @@ class CollapseMonitor:
         names = [name for name in history if name != "step"]
         rows = math.ceil(len(names) / 3)
         fig, axes = figure(rows, 3, height=1.7 * rows + 0.3)
-        for ax, name in zip(axes.flat, names, strict=False):
-            ax.plot(
-                history["step"], history[name], color=COLORS["JEPA"], marker="o" if len(history["step"]) < 3 else ""
-            )
-            ax.set(title=name, xlabel="training step" if ax in axes[-1] else "")
+        marker = "o" if len(history["step"]) < 3 else ""
+        for i, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
+            ax.plot(history["step"], history[name], color=COLORS["JEPA"], marker=marker)
+            ax.set(title=name, xlabel="training step" if i + 3 >= len(names) else "")
+            if name in ("normalized_std", "std") and min(history[name]) > 0:
+                ax.set_yscale("log")  # a fall to a hundredth is not the same as one to a tenth
+            elif name in ("effective_rank", "rankme"):
+                ax.set_ylim(bottom=0)  # the sampled rows alone make it waver by a little
             for step in self.alarms:
                 ax.axvline(step, color=COLORS["contrastive"], linestyle="dashed", linewidth=1)
         for ax in axes.flat[len(names) :]:

@@ -125,8 +125,9 @@ class CollapseReport:
             np.arange(1, len(share) + 1), np.maximum(share, 1e-8), color=tint, marker="." if len(share) < 20 else ""
         )
         left.set(yscale="log", xlabel="index of the dimension", title="singular value / largest")
-        middle.hist(self.feature_stds, bins=20, color=tint)
-        middle.set(xlabel="standard deviation of a feature", title="number of features")
+        left.set_ylim(bottom=min(0.05, max(share[-1], 1e-8) / 2))  # a flat spectrum should look flat
+        middle.hist(self.feature_stds, bins=20, range=(0, 1.05 * self.feature_stds.max() or 1.0), color=tint)
+        middle.set(xlabel="std of a feature", title="number of features")
         image = right.imshow(self.similarity, cmap="RdBu_r", vmin=-1, vmax=1)
         right.set(xlabel="row", title="cosine similarity")
         right.grid(False)

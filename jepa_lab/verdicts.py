@@ -56,9 +56,10 @@ SAME_ROW = 1e-4
 class Evidence(NamedTuple):
     """What a verdict rests on, measured on robust rows; `std` is in the units of the embeddings."""
 
-    rows: int
+    given: int  # rows that came in; of them
+    invalid: int  # were not finite, and
+    rows: int  # were judged
     dim: int
-    invalid: int
     distinct: int
     clipped: int
     spread: float
@@ -108,31 +109,31 @@ def distinct_rows(z: Float[Tensor, "n D"], spread: float) -> int:
     return round(total)
 
 
-def gather_evidence(z: Float[Tensor, "n D"], scale: float, invalid: int) -> Evidence:
+def gather_evidence(z: Float[Tensor, "n D"], scale: float, invalid: int, given: int) -> Evidence:
     """Measure what `judge` needs on finite float64 rows that were divided by `scale`, their root mean square.
 
     Shapes: [n, D] with n >= 2 -> Evidence.
     """
-    rows, dim = z.shape
+    size = (given, invalid, *z.shape)
     robust, centre, clipped = winsorise(z)
     length = robust.square().sum(1).mean().sqrt().item()
     centred = robust - centre
     spread = centred.square().sum(1).mean().sqrt().item()
     if length == 0 or spread <= 1e-14 * length:  # float64 itself rounds here: rows that are exactly the same
         ratio = 1.0 if length else 0.0
-        return Evidence(rows, dim, invalid, 1, clipped, 0.0, ratio, 0.0, 0.0, 0, math.nan)
+        return Evidence(*size, 1, clipped, 0.0, ratio, 0.0, 0.0, 0, math.nan)
     distinct = distinct_rows(centred, spread)
     rank = core_rank(spectrum((centred / spread).float())).item()
-    attainable = max(1, min(dim, distinct - 1))
+    attainable = max(1, min(z.shape[1], distinct - 1))
     share = (rank - 1) / (attainable - 1) if attainable > 1 else math.nan
-    std = spread * scale / math.sqrt(dim)
+    std = spread * scale / math.sqrt(z.shape[1])
     ratio = min(1.0, centre.norm().item() / length)
-    return Evidence(rows, dim, invalid, distinct, clipped, spread / length, ratio, std, rank, attainable, share)
+    return Evidence(*size, distinct, clipped, spread / length, ratio, std, rank, attainable, share)
 
 
 def no_evidence(z: Float[Tensor, "n D"], invalid: int) -> Evidence:
     """Too few rows to measure anything."""
-    return Evidence(len(z), z.shape[1], invalid, len(z), 0, *[math.nan] * 4, 0, math.nan)
+    return Evidence(invalid + len(z), invalid, *z.shape, len(z), 0, *[math.nan] * 4, 0, math.nan)
 
 
 def judge(e: Evidence, reference_std: float | None) -> tuple[str, list[str]]:
@@ -141,9 +142,9 @@ def judge(e: Evidence, reference_std: float | None) -> tuple[str, list[str]]:
     Order: invalid, undecided, complete collapse, dimensional collapse, too small or too large (only against a
     reference), constant offset, healthy.
     """
-    if e.invalid > MAX_INVALID * (e.rows + e.invalid):
+    if e.invalid > MAX_INVALID * e.given:
         return "invalid", [
-            f"{e.invalid} of {e.rows + e.invalid} rows hold NaN or infinity, more than {MAX_INVALID:.0%}: the rest is "
+            f"{e.invalid} of {e.given} rows hold NaN or infinity, more than {MAX_INVALID:.0%}: the rest is "
             "no fair sample."
         ]
     if e.rows < MIN_ROWS:
