@@ -148,7 +148,7 @@ def judge(e: Evidence, reference_std: float | None) -> tuple[str, list[str]]:
             "no fair sample."
         ]
     if e.rows < MIN_ROWS:
-        return "undecided", [f"{e.rows} rows are too few to judge: at least {MIN_ROWS} are needed."]
+        return "undecided", [f"{e.rows} row(s) are too few to judge: at least {MIN_ROWS} are needed."]
     spread = f"the spread around the mean row is {e.spread:.2g} of the rows' length"
     if e.spread < COMPLETE_SPREAD:
         return "complete collapse", [
@@ -193,15 +193,15 @@ def remarks(e: Evidence, verdict: str, resolution: float, reference_std: float |
     """What one should know beside the verdict; `resolution` is the relative rounding of the embeddings' float type."""
     notes = []
     if e.clipped:
-        notes.append(f"{e.clipped} rows lie far out; for the verdict they were pulled in.")
-    if e.spread < 8 * resolution:
+        notes.append(f"Rows that lie far out, and were pulled in for the verdict: {e.clipped}.")
+    if 0 < e.spread < 8 * resolution:
         notes.append(f"The float type of the embeddings rounds at {resolution:.1g}: what differs may be rounding.")
     if e.distinct < 0.9 * e.rows and verdict != "undecided" and e.spread > 0:
         notes.append(
             f"Only {e.distinct} of {e.rows} rows are distinct, and the rank is judged against {e.attainable}. If the "
             "inputs were all different, many of them share one point."
         )
-    if e.distinct <= e.dim:
+    if e.distinct <= e.dim and e.spread > 0:
         notes.append(
             f"{e.distinct} distinct rows in {e.dim} dimensions: the rank cannot exceed {e.distinct - 1}. More rows "
             "than dimensions would say more."
