@@ -6,6 +6,7 @@ unknown key or wrong type: the message names the key.
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +61,7 @@ def _argument(key: str, value: Any) -> str:
     return f"--{key}={text}"
 
 
+@cache  # a sweep over fifty values parses as many command lines
 def make_parser(objective: str) -> ArgumentParser:
     """The parser of a run with this objective.
 
