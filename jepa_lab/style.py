@@ -30,7 +30,14 @@ COLORS = {
     "SimSiam": "#332288",
     "H-JEPA": "#117733",
 }
-_ALIASES = {"simclr": "contrastive", "ntxent": "contrastive", "infonce": "contrastive", "raw": "raw input"}
+_ALIASES = {
+    "simclr": "contrastive",
+    "ntxent": "contrastive",
+    "infonce": "contrastive",
+    "raw": "raw input",
+    "latentprediction": "JEPA",  # the two families of chapter 02, in the colours of their best-known members
+    "pixelprediction": "MAE",
+}
 DASHES = {
     "chance": (0, (1, 2)),
     "raw input": (0, (4, 2)),
