@@ -290,3 +290,30 @@ def test_the_package_alone_loads_no_torch_and_a_list_is_refused_in_our_words():
     """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "embeddings must be a tensor or a numpy array, got list"
+
+
+def with_offset(z, ratio):
+    """Add a common vector so that |mean| / root mean square length of the result is `ratio`."""
+    z = z - z.mean(0)
+    length = z.square().sum(1).mean().sqrt() * ratio / (1 - ratio**2) ** 0.5
+    return z + length * torch.nn.functional.normalize(gaussian(1, z.shape[1], 3))
+
+
+def test_each_threshold_is_where_it_says():
+    z = gaussian(400, 32)
+    for spread, verdict in [(0.8, "complete collapse"), (1.3, "constant offset")]:
+        ratio = (1 - (spread * verdicts.COMPLETE_SPREAD) ** 2) ** 0.5
+        assert diagnose(with_offset(z, ratio)).verdict == verdict
+    for ratio, verdict in [
+        (verdicts.OFFSET_RATIO - 0.02, "healthy"),
+        (verdicts.OFFSET_RATIO + 0.02, "constant offset"),
+    ]:
+        assert diagnose(with_offset(z, ratio)).verdict == verdict
+    for share, verdict in [(0.5, "dimensional collapse"), (1.6, "healthy")]:
+        rank = 1 + round(share * verdicts.RANK_SHARE * 199)
+        thin = torch.linalg.qr(gaussian(1000, rank))[0] @ torch.linalg.qr(gaussian(200, 200, 1))[0][:rank]
+        assert diagnose(thin).verdict == verdict, share
+    for factor, verdict in [(0.8, "healthy"), (1.25, "too large")]:
+        assert diagnose(z * factor * verdicts.SCALE_FACTOR, reference_std=1.0).verdict == verdict
+        below = {"too large": "too small"}.get(verdict, verdict)
+        assert diagnose(z / (factor * verdicts.SCALE_FACTOR), reference_std=1.0).verdict == below
