@@ -13,7 +13,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from tools.notebooks import read_twin
+from tools.notebooks import read_twin, small_png
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -425,3 +425,22 @@ def test_reading_a_twin(tmp_path):
     assert [cell.id for cell in notebook.cells] == ["cell-00", "cell-01"]
     assert notebook.cells[1].metadata == {"tags": ["nbval-ignore-output"], "mystnb": {"image": {"alt": "A line."}}}
     assert not check_kernelspec(notebook)
+
+
+def test_stored_figures_are_small_and_look_the_same():
+    from base64 import b64decode, b64encode
+    from io import BytesIO
+
+    import numpy as np
+    from PIL import Image
+
+    from jepa_lab import plots
+
+    out = BytesIO()
+    x = np.linspace(0, 6, 200)
+    plots.curves({"JEPA": (x, np.sin(x)), "VICReg": (x, np.cos(x))}, "x", "y").savefig(out, format="png", dpi=200)
+    before = b64encode(out.getvalue()).decode()
+    after = small_png(before)
+    assert len(after) < 0.6 * len(before)
+    a, b = (np.asarray(Image.open(BytesIO(b64decode(text))).convert("RGB"), dtype=float) for text in (before, after))
+    assert a.shape == b.shape and np.abs(a - b).mean() < 1 and np.abs(a - b).max() < 40
