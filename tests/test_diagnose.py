@@ -75,6 +75,9 @@ def test_an_offset_with_noise_is_not_healthy_although_its_centred_rank_is():
     assert report.verdict == "complete collapse"
     assert report.effective_rank > 60
     assert "below 0.01" in report.reasons[0]
+    # The mean of equal rows is rounded, and the rounding is no spread.
+    constant = torch.rand(1, 64, generator=torch.Generator().manual_seed(0)).repeat(21, 1)
+    assert diagnose(constant).verdict == "complete collapse" and diagnose(constant).effective_rank == 0
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,7 @@ def test_an_offset_with_noise_is_not_healthy_although_its_centred_rank_is():
         (torch.zeros(20, 5), "complete collapse", "one point"),
         (gaussian(7, 4), "undecided", "at least 8"),
         (gaussian(1, 4), "undecided", "at least 8"),
+        (torch.ones(7, 4), "undecided", "at least 8"),
         (gaussian(4, 16).repeat(64, 1), "undecided", "only 4 are distinct"),
         (gaussian(40, 1), "healthy", "differ"),
         (gaussian(40, 1) + 100, "complete collapse", "one point"),
