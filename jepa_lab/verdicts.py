@@ -36,9 +36,9 @@ COMPLETE_SPREAD = 0.01
 # to 0.9; an untrained transformer 0.996.
 OFFSET_RATIO = 0.95
 # Below this share of the usable directions, (core rank - 1) / (attainable - 1), few directions hold everything.
-# On digits encoders collapsed to a subspace have 0.01, an untrained transformer 0.09 to 0.12 (eight seeds), trained ones
-# 0.14 to 0.2, JEPA without EMA 0.06; a power-law spectrum with exponent 1.5 in 512 dimensions 0.3, an isotropic cloud
-# close to 1.
+# On digits encoders collapsed to a subspace have 0.01, an untrained transformer 0.09 to 0.12 (eight seeds), trained
+# ones 0.14 to 0.2, JEPA without EMA 0.06; a power-law spectrum with exponent 1.5 in 512 dimensions 0.3, an isotropic
+# cloud close to 1.
 RANK_SHARE = 0.08
 # An order of magnitude away from the reference: smaller changes of scale are common in healthy training.
 SCALE_FACTOR = 10.0
