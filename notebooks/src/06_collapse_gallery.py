@@ -292,7 +292,6 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from jepa_lab.experiment import load_result
 from jepa_lab.style import COLORS, figure
-from jepa_lab.widgets import compact
 
 result = load_result("collapse_gallery")
 cases = list(dict.fromkeys(run["case"] for run in result["runs"]))
@@ -344,7 +343,7 @@ for row, (family, names) in zip(axes, pairs.items(), strict=True):
         else:
             ax.set_ylim(0, 26)
     row[1].legend(loc="upper left")
-compact(fig)
+fig
 
 # %% [markdown]
 # ### Two different collapses
@@ -410,8 +409,8 @@ for run in result["runs"]:
 table = sorted(collect(rows), key=lambda row: row["method"] not in plots.CONTROLS)
 plots.table(
     table,
-    ["linear", "knn", "std", "rank", "rankme"],
-    units={"std": "", "rank": "", "rankme": ""},
+    ["linear", "knn", "std", "rank"],
+    units={"std": "", "rank": ""},
     digits={"std": 3},
     bold=["linear", "knn"],
 )
@@ -493,7 +492,7 @@ axes[0, 0].set(ylabel="singular value / $\\sqrt{n}$")
 axes[1, 0].set(ylabel="image")
 axes[2, 0].set(ylabel="second component")
 fig.colorbar(image, ax=axes[1, :].tolist(), label="cosine", shrink=0.9)
-compact(fig)
+fig
 
 # %% [markdown]
 # The point has kept the *shape* of a good spectrum, far below it; a centred rank sees only the shape. The subspace has
@@ -525,7 +524,7 @@ print("diagnose names the healthy run and both collapses")
 from IPython.display import display
 
 display(reports[subspace])
-compact(reports[subspace].plot())
+reports[subspace].plot()
 
 # %% [markdown]
 # ## Turn the knob: training step
@@ -577,7 +576,7 @@ def gallery(names, tints, labels, own=True):
     log_axis(axes[0, 0])
     handles = axes[0, 0].get_legend_handles_labels()
     fig.legend(*handles, loc="outside lower center", ncols=4 if own else 2)
-    return compact(fig)
+    return fig
 
 
 tints = [COLORS["VICReg"], COLORS["no stop-gradient"], COLORS["SimSiam"], COLORS["MAE"]]
@@ -699,7 +698,7 @@ for case, least_std, least_rank in ((cold, 0.3, 20), (usual, 0.6, 16), (hot, 0.4
 # in each of five seeds
 assert (ends[cold][rank] > ends[usual][rank]).all()
 assert (ends[usual][rank] > ends[hot][rank]).all()
-compact(fig)
+fig
 
 # %% [markdown]
 # The histograms differ strongly. At 0.01 a picture is content when its partner is a little nearer than the rest, so nothing
@@ -722,7 +721,7 @@ for ax, title in zip(axes.flat, ("loss, mean of an epoch", "std"), strict=True):
     log_axis(ax)
     ax.set(title=title, xlabel="training step")
 axes[0, 0].legend()
-compact(fig)
+fig
 
 # %% [markdown]
 # The better loss belongs to the dead run, by orders of magnitude. A JEPA loss is a distance to targets that move, so it
@@ -761,7 +760,7 @@ assert alarmed(subspace) == alarmed("VICReg, no variance") == 0
 # package's trainer, `evaluate=monitor.watch(batch)`. This is what it draws for the run to a point:
 
 # %% tags=["nbval-ignore-output"] mystnb={"image": {"alt": "Six small panels over the readings of the run that collapses to a point: normalised std and std plunge, mean cosine and mean norm ratio rise to one, RankMe falls to one, the centred rank dips and rises; a dashed line early on marks the alarm."}}
-compact(live[point]["monitor"].plot())
+live[point]["monitor"].plot()
 
 # %% [markdown]
 # ## Check your understanding
