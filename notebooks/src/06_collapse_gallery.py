@@ -541,7 +541,8 @@ def draw(collapse, step):
     z = live[{"point": point, "subspace": subspace}[collapse]]["z"][step]
     fig, [[left, right]] = figure(1, 2, height=2.7, width=5.6)
     show_plane(left, z)
-    left.set(title=f"step {step}", xlabel="first component", ylabel="second")
+    left.set(title=f"{collapse}, step {step}")
+    left.set(xlabel="first component", ylabel="second")
     show_spectrum(right, z)
     s, r = metrics.normalized_std(z).item(), metrics.effective_rank(z).item()
     right.set(title=f"std {s:.3f}, rank {r:.1f}")
