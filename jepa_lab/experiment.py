@@ -62,13 +62,14 @@ def run(config: Namespace, arguments: list[str], report: Callable[[str], None] =
         for seed in one.seeds:
             named = ({"case": case} if config.sweep.cases else {}) | {"seed": seed, "overrides": extra}
             if _key(named) in known:
-                result["runs"].append(known[_key(named)] | named)
+                result["runs"].append(known.pop(_key(named)) | named)
                 continue
             cpu, wall = time.process_time(), time.perf_counter()
             result["runs"].append(named | run_seed(one, seed))
             result["core_seconds"] = round(result["core_seconds"] + time.process_time() - cpu, 1)
             result["wall_seconds"] = round(result["wall_seconds"] + time.perf_counter() - wall, 1)
-            write_json(path, result)
+            # The kept runs whose turn has not come yet stay in the file: a crash now must not lose them.
+            write_json(path, result | {"runs": [*result["runs"], *known.values()]})
             report(_line(result["runs"][-1]))
     return write_json(path, result)
 

@@ -155,6 +155,14 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, ca
     assert main(arguments) == 0  # without --resume all of it is made anew, and is the same
     again = json.loads(path.read_text())
     assert [run["rows"] for run in again["runs"]] == [run["rows"] for run in resumed["runs"]]
+
+    more = [a if a != "[0.3, 0.6]" else "[0.2, 0.3, 0.6]" for a in arguments]  # a new value before the old ones
+    trained[:] = [0, 0]
+    monkeypatch.setattr(experiment, "run_seed", counting)
+    assert main([*more, "--resume", "true"]) == 1  # its second seed fails
+    kept = json.loads(path.read_text())["runs"]
+    assert len(kept) == 5 and [run["rows"] for run in kept[1:]] == [run["rows"] for run in again["runs"]]
+
     capsys.readouterr()
     assert main([*arguments, "--resume", "true", "--trainer.lr", "0.001"]) == 1
     assert "differs in trainer; run without --resume" in capsys.readouterr().err
