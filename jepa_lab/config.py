@@ -7,17 +7,15 @@ unknown key or wrong type: the message names the key.
 
 from dataclasses import dataclass, field
 from functools import cache
-from inspect import signature
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from jepa_lab.data import images
-from jepa_lab.nets import EncoderConfig
+from jepa_lab.families import FAMILIES
 from jepa_lab.objectives import OBJECTIVES
-from jepa_lab.probes import CONTROLS
 from jepa_lab.training import TrainConfig
 
 
@@ -74,17 +72,12 @@ def make_parser(objective: str) -> ArgumentParser:
     parser = ArgumentParser("python -m jepa_lab train", description=about, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file, such as jepa_lab/configs/digits_jepa.yaml")
     parser.add_argument("--name", type=str, required=True, help="the result is written to results/NAME.json")
-    parser.add_argument("--data.name", type=Literal[tuple(images.DATASETS)], default="digits")
-    parser.add_argument("--data.settings", type=dict[str, Any], default={}, help="keyword arguments of the loader")
     parser.add_argument("--objective.name", type=str, default=objective)
     parser.add_class_arguments(OBJECTIVES[objective].Config, "objective")
-    parser.add_class_arguments(EncoderConfig, "encoder")
+    FAMILIES[OBJECTIVES[objective].family].add_arguments(parser)
     parser.add_class_arguments(TrainConfig, "trainer", skip={"seed"})
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", type=Literal["test", "validation"], default="test", help="choose on validation")
-    parser.add_argument("--controls", type=list[Literal[CONTROLS]], default=list(CONTROLS))
-    parser.add_argument("--tokens", type=bool, default=True, help="probe all tokens too, not only their mean")
-    parser.add_argument("--probe_rows", type=int, default=0, help="probes train on the first rows only; 0 = on all")
     parser.add_class_arguments(SweepConfig, "sweep")
     parser.add_argument("--out", type=str, default="results", help="the folder of the results file")
     parser.add_argument("--resume", type=bool, default=False, help="keep the runs that the results file already holds")
@@ -97,12 +90,7 @@ def parse(arguments: list[str]) -> Namespace:
     Raises: jsonargparse.ArgumentError for unknown keys and wrong types, ValueError for values out of range.
     """
     config = make_parser(_objective_name(arguments)).parse_args(arguments)
-    if config.probe_rows < 0:
-        raise ValueError(f"probe_rows must not be negative (0 = all rows), got {config.probe_rows}")
-    try:
-        signature(images.DATASETS[config.data.name]).bind(**config.data.settings)
-    except TypeError as error:
-        raise ValueError(f"data.settings of {config.data.name}: {error}") from error
+    family(config).check(config)
     for extra in build(config).sweep.overrides().values():
         repetition(arguments, extra)  # refuse a bad value now, not after the first run of a sweep
     return config
@@ -121,6 +109,11 @@ def build(config: Namespace) -> Namespace:
     config = config.clone()
     name = config.objective.pop("name")
     return make_parser(name).instantiate(config)
+
+
+def family(config: Namespace) -> ModuleType:
+    """The module of `jepa_lab.families` that the configured objective belongs to."""
+    return FAMILIES[OBJECTIVES[config.objective.name].family]
 
 
 def resolve(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:

@@ -5,8 +5,6 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,8 @@ import torch
 from jsonargparse import Namespace
 
 from jepa_lab import __version__
-from jepa_lab.config import build, repetition, reread, stored
-from jepa_lab.data import images
-from jepa_lab.monitor import CollapseMonitor
-from jepa_lab.nets import image_encoder
-from jepa_lab.objectives import build_objective
-from jepa_lab.probes import control_rows, probe
-from jepa_lab.training import Trainer, pick_device, seed_all
-
-CURVE_ROWS = 512  # validation rows behind a curve: enough for a spectrum, cheap enough for every epoch
+from jepa_lab.config import build, family, repetition, reread, stored
+from jepa_lab.training import pick_device
 
 
 def run(config: Namespace, arguments: list[str], report: Callable[[str], None] = print) -> Path:
@@ -70,7 +61,7 @@ def run(config: Namespace, arguments: list[str], report: Callable[[str], None] =
             result["wall_seconds"] = round(result["wall_seconds"] + time.perf_counter() - wall, 1)
             # The kept runs whose turn has not come yet stay in the file: a crash now must not lose them.
             write_json(path, result | {"runs": [*result["runs"], *known.values()]})
-            report(_line(result["runs"][-1]))
+            report(_line(one, result["runs"][-1]))
     return write_json(path, result)
 
 
@@ -106,47 +97,8 @@ def _versions() -> dict[str, str]:
 
 
 def run_seed(config: Namespace, seed: int) -> dict[str, Any]:
-    """Train one model and probe it, with the control rows of the same seed beside it.
-
-    With `trainer.evaluate_every` the result also holds `curves`: collapse metrics on validation rows over training.
-    """
-    parts = build(config)
-    trainer_config = replace(parts.trainer, seed=seed)
-    data = images.load(config.data.name, **config.data.settings)
-
-    def make_encoder():
-        return image_encoder(data["train"]["image"], parts.encoder)
-
-    seed_all(seed)
-    objective = build_objective(config.objective.name, make_encoder(), parts.objective, seed=seed)
-    few = {key: value[:CURVE_ROWS] for key, value in data["validation"].items()}
-    watch = CollapseMonitor(max_rows=CURVE_ROWS).watch(few) if trainer_config.evaluate_every else None
-    trainer = Trainer(objective, data["train"], trainer_config, evaluate=watch)
-    before = watch(objective) if watch else {}
-    trainer.fit()
-    rows = control_rows(
-        data, make_encoder, trainer_config, seed, config.split, config.controls, config.tokens, config.probe_rows
-    )
-    rows.append(probe(objective, data, config.split, config.objective.name, config.tokens, config.probe_rows))
-    result = {"core_seconds": round(trainer.core_seconds, 2), "rows": rows}
-    if watch:
-        result["curves"] = curves(before, trainer)
-    return result
-
-
-def curves(before: dict[str, float], trainer: Trainer) -> dict[str, list[int | float | None]]:
-    """The readings before and during training, and the mean loss since the reading before (none for the first)."""
-    log = trainer.evaluations
-    columns = {"step": [0, *log["step"]]}
-    columns |= {name: [_digits(value) for value in (before[name], *log[name])] for name in before}
-    loss, steps = trainer.history["loss"], columns["step"]
-    columns["loss"] = [None, *(_digits(sum(loss[a:b]) / (b - a)) for a, b in pairwise(steps))]
-    return columns
-
-
-def _digits(value: float) -> float:
-    """Five significant digits: a curve is for looking at."""
-    return float(f"{value:.5g}")
+    """Train and measure one model: `rows`, one a method, `core_seconds` of the training and maybe `curves`."""
+    return family(config).run_seed(config, build(config), seed)
 
 
 def load_result(name: str, folder: str | Path = "../results") -> dict[str, Any]:
@@ -201,6 +153,6 @@ def _overrides(arguments: list[str]) -> list[str]:
     return kept
 
 
-def _line(one: dict[str, Any]) -> str:
-    scores = ", ".join(f"{row['method']} {100 * row['knn']:.1f}" for row in one["rows"])
-    return f"{' '.join(one['overrides'])} seed {one['seed']}, {one['core_seconds']} core-s, kNN %: {scores}"
+def _line(config: Namespace, one: dict[str, Any]) -> str:
+    scores = family(config).line(one["rows"])
+    return f"{' '.join(one['overrides'])} seed {one['seed']}, {one['core_seconds']} core-s, {scores}"

@@ -18,6 +18,7 @@ class Objective(nn.Module, ABC):
     """
 
     Config: ClassVar[type]
+    family: ClassVar[str] = "images"  # the kind of data, and with it the settings, that a run from a config file has
     representations: ClassVar[tuple[str, ...]] = ("pooled", "tokens")
 
     def __init__(self, encoder: TokenEncoder, seed: int = 0):
