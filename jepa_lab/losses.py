@@ -3,7 +3,7 @@
 What pulls together or picks out stands here; what holds apart stands in `regularisers.py` and `sigreg.py`. All of them
 can be imported from this module.
 
-Book: chapters 01, 03, 04, 06, 07.
+Book: chapters 01, 03, 04, 06, 07, 12.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jepa_lab.regularisers import (
@@ -27,8 +27,10 @@ from jepa_lab.sigreg import epps_pulley, lejepa, sigreg
 __all__ = [
     "alignment",
     "barlow_twins",
+    "centroid_loss",
     "covariance_term",
     "epps_pulley",
+    "info_nce",
     "isotropy",
     "lejepa",
     "negative_cosine",
@@ -130,8 +132,7 @@ def nt_xent(
     batch = len(z1)
     if batch < 2:
         raise ValueError(f"NT-Xent needs a batch of at least 2 rows to have negatives, got {batch}")
-    z = torch.cat([z1, z2])
-    z = F.normalize(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z, dim=1)
+    z = _unit(torch.cat([z1, z2]))
     cosine = z @ z.T  # [2B, 2B]
     itself = torch.eye(2 * batch, dtype=torch.bool, device=z.device)
     logits = (cosine / temperature).masked_fill(itself, -torch.inf)  # a row is not its own candidate
@@ -190,3 +191,94 @@ def uniformity(z: Float[Tensor, "B D"], t: float = 2.0) -> Float[Tensor, ""]:
     # |x - y|^2 = 2 - 2 cos: finite gradients for equal rows, where that of a distance is not.
     pairs = torch.ones(len(z), len(z), dtype=torch.bool, device=z.device).triu(1)
     return torch.logsumexp((2 * t) * ((z @ z.T)[pairs] - 1), 0) - math.log(len(z) * (len(z) - 1) / 2)
+
+
+def info_nce(
+    query: Float[Tensor, "B D"],
+    positive: Float[Tensor, "B D"],
+    negatives: Float[Tensor, "B K D"] | None = None,
+    temperature: float = 0.07,
+    ignore: Bool[Tensor, "B B"] | None = None,
+    ignore_negatives: Bool[Tensor, "B K"] | None = None,
+    in_batch: bool = True,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """InfoNCE: tell the right source of a query from those of the other rows, and from `negatives` of its own.
+
+        loss = -1/B sum_i log( exp(s(q_i, p_i) / t) / sum_c exp(s(q_i, c) / t) )
+
+    with s the cosine similarity, t the temperature, and c over p_i, the other rows' positives (`in_batch`) and row i's
+    own negatives. A collapsed batch gives the log of the number of candidates.
+
+    Args:
+        ignore: candidates that are no negatives although they look like it, [i, j] for the positive of row j as a
+            negative of row i: a source that answers both. The diagonal, the positives themselves, is never ignored.
+        ignore_negatives: likewise for a row's own negatives.
+    Shapes: query, positive [B, D], negatives [B, K, D], none normalised. Returns the scalar loss and detached 0-d
+        metrics: `accuracy` (the positive has the highest similarity), `positive_cosine`, `negative_cosine` (means).
+    Raises: ValueError for temperature <= 0, for different shapes, and when some row has no negative at all (checked on
+        the CPU).
+    Papers: van den Oord et al. 2018, equation 4; hard negatives as in Karpukhin et al. 2020. Book: chapter 12.
+    """
+    check_views(query, positive)
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature must be a positive number, got {temperature}")
+    if negatives is None and not in_batch:
+        raise ValueError("in_batch=False needs negatives: without either there is nothing to tell apart")
+    q, p = _unit(query), _unit(positive)
+    rows = torch.arange(len(q), device=q.device)
+    itself = torch.eye(len(q), dtype=torch.bool, device=q.device)
+    out = torch.zeros_like(itself) if ignore is None else ignore & ~itself
+    cosine = q @ p.T
+    if not in_batch:
+        out = ~itself
+    if negatives is not None:
+        if negatives.ndim != 3 or negatives.shape[::2] != query.shape:
+            raise ValueError(
+                f"negatives must be [B, K, D] with query {tuple(query.shape)}, got {tuple(negatives.shape)}"
+            )
+        cosine = torch.cat([cosine, torch.einsum("bd,bkd->bk", q, _unit(negatives))], dim=1)
+        own = torch.zeros_like(cosine[:, len(q) :], dtype=torch.bool) if ignore_negatives is None else ignore_negatives
+        out = torch.cat([out, own], dim=1)
+    if q.device.type == "cpu" and bool((out.sum(1) == out.shape[1] - 1).any()):
+        raise ValueError("ignore: some row has no negative left; use a larger batch or more negatives")
+    logits = (cosine / temperature).masked_fill(out, -torch.inf)
+    loss = F.cross_entropy(logits, rows)
+
+    with torch.no_grad():
+        positives = cosine[rows, rows]
+        other = ~out
+        other[rows, rows] = False
+        metrics = {
+            "accuracy": (logits.argmax(1) == rows).float().mean(),
+            "positive_cosine": positives.mean(),
+            "negative_cosine": torch.where(other, cosine, 0.0).sum() / other.sum(),
+        }
+    return loss, metrics
+
+
+def centroid_loss(
+    prediction: Float[Tensor, "B D"],
+    centroids: Float[Tensor, "K D"],
+    topic: Int[Tensor, " B"],
+    temperature: float = 0.1,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Cross-entropy of the topic when the topics' centroids are the classes: softmax of cosine / temperature.
+
+    Shapes: prediction [B, D], centroids [K, D], neither normalised, topic [B] in 0..K-1; returns the scalar loss and
+        the accuracy, detached: the share of rows whose nearest centroid is their topic's.
+    Raises: ValueError for temperature <= 0 or another width.
+    Book: chapter 12.
+    """
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature must be a positive number, got {temperature}")
+    if prediction.shape[-1] != centroids.shape[-1]:
+        raise ValueError(
+            f"prediction and centroids must have the same width, got {prediction.shape[-1]} and {centroids.shape[-1]}"
+        )
+    logits = _unit(prediction) @ _unit(centroids).T / temperature
+    return F.cross_entropy(logits, topic), (logits.detach().argmax(1) == topic).float().mean()
+
+
+def _unit(z: Tensor) -> Tensor:
+    """Unit rows; half precision has too few digits for a similarity that is divided by a temperature."""
+    return F.normalize(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z, dim=-1)

@@ -1,5 +1,7 @@
 """Is it collapsing? Numbers that see it, and `diagnose`, which weighs them.
 
+The metrics of retrieval, from `ranking.py`, can be imported from here too.
+
 A collapse to a point shows in the standard deviation and the mean cosine and not in a centred rank; a collapse to a
 subspace shows in the rank and not in the standard deviation. Look at both.
 
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from jepa_lab.ranking import mean_reciprocal_rank, ndcg_at, ranks, recall_at, retrieval_metrics, retrieval_ranks
 from jepa_lab.report import CollapseReport
 from jepa_lab.spectra import PowerLaw, alpha_req, as_rows, core_rank, effective_rank, lidar, rankme, spectrum
 from jepa_lab.verdicts import gather_evidence, judge, no_evidence, remarks
@@ -28,8 +31,14 @@ __all__ = [
     "lidar",
     "mean_cosine",
     "mean_norm_ratio",
+    "mean_reciprocal_rank",
+    "ndcg_at",
     "normalized_std",
     "rankme",
+    "ranks",
+    "recall_at",
+    "retrieval_metrics",
+    "retrieval_ranks",
     "spectrum",
     "uniformity",
 ]

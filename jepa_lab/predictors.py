@@ -1,9 +1,13 @@
 """From what is seen to what is not: the predictors.
 
-Book: chapters 01, 03.
+Book: chapters 01, 03, 12.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -64,3 +68,77 @@ class MLPPredictor(nn.Module):
 
     def forward(self, h: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         return self.net(h)
+
+
+@dataclass(frozen=True)
+class SteeringPredictorConfig:
+    """`num_layers` hidden layers of width `hidden_dim` in each encoder; 0 makes the whole predictor one linear map.
+    `residual` starts from the question itself: q + f(q, s), with f zero at first."""
+
+    hidden_dim: int = 256
+    num_layers: int = 2
+    dropout: float = 0.1
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    layer_norm: bool = True
+    residual: bool = True
+    normalize_output: bool = False
+
+    def __post_init__(self):
+        if self.hidden_dim < 1 or self.num_layers < 0:
+            raise ValueError(
+                "model.hidden_dim must be at least 1 and model.num_layers not negative (0 = linear), "
+                f"got {self.hidden_dim} and {self.num_layers}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+
+
+class SteeringPredictor(nn.Module):
+    """Where does the source of this question lie, if it comes from there? Question and steering in, prediction out.
+
+        p = q + f(q, s)     (residual)        p = f(q, s)     (plain)
+        f(q, s) = head([question_encoder(q); steering_encoder(s)])
+
+    The residual form starts at p = q, which already finds many sources: its last layer is zero. The plain form has to
+    find the space of the sources first.
+
+    Shapes: question [B, D], steering [B, D] -> [B, D]; unit rows with `normalize_output`.
+    Raises: ValueError when question or steering have another width than `dim`.
+    Book: chapter 12.
+    """
+
+    def __init__(self, dim: int, config: SteeringPredictorConfig | None = None):
+        super().__init__()
+        self.dim = dim
+        self.config = c = config or SteeringPredictorConfig()
+        if c.num_layers:
+            self.question_encoder = self._encoder(dim)
+            self.steering_encoder = self._encoder(dim)
+            self.head = nn.Sequential(*self._layer(2 * c.hidden_dim), nn.Linear(c.hidden_dim, dim))
+        else:
+            self.question_encoder = self.steering_encoder = nn.Identity()
+            self.head = nn.Sequential(nn.Linear(2 * dim, dim))
+        if c.residual:
+            nn.init.zeros_(self.head[-1].weight)
+            nn.init.zeros_(self.head[-1].bias)
+
+    def _encoder(self, dim: int) -> nn.Sequential:
+        c = self.config
+        widths = [dim] + [c.hidden_dim] * (c.num_layers - 1)
+        return nn.Sequential(*[part for width in widths for part in self._layer(width)])
+
+    def _layer(self, width: int) -> list[nn.Module]:
+        c = self.config
+        norm = [nn.LayerNorm(c.hidden_dim)] if c.layer_norm else []
+        activation = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}[c.activation]
+        return [nn.Linear(width, c.hidden_dim), *norm, activation(), nn.Dropout(c.dropout)]
+
+    def forward(self, question: Float[Tensor, "B D"], steering: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        for name, value in {"question": question, "steering": steering}.items():
+            if value.shape[-1] != self.dim:
+                raise ValueError(f"{name} must have the predictor's width {self.dim}, got {value.shape[-1]}")
+        h = torch.cat([self.question_encoder(question), self.steering_encoder(steering)], dim=-1)
+        p = self.head(h)
+        if self.config.residual:
+            p = question + p
+        return F.normalize(p, dim=-1) if self.config.normalize_output else p

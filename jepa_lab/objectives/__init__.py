@@ -2,8 +2,10 @@
 
     objective = build_objective("jepa", encoder, target="none")
 
-Book: chapters 01, 04, 06.
+Book: chapters 01, 04, 06, 12.
 """
+
+from torch import Tensor
 
 from jepa_lab.nets import TokenEncoder
 from jepa_lab.objectives.base import Objective
@@ -18,6 +20,7 @@ from jepa_lab.objectives.decorrelation import (
 )
 from jepa_lab.objectives.jepa import JEPA, JEPAConfig, MomentumConfig, PredictorConfig
 from jepa_lab.objectives.siamese import BYOL, BYOLConfig, SimSiam, SimSiamConfig
+from jepa_lab.objectives.steering import Jasper, JasperConfig, JasperLossConfig, TargetConfig
 from jepa_lab.objectives.supervised import Supervised, SupervisedConfig
 from jepa_lab.objectives.two_view import TwoView, TwoViewConfig
 
@@ -25,6 +28,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "contrastive": Contrastive,
+    "jasper": Jasper,
     "jepa": JEPA,
     "lejepa": LeJEPA,
     "simsiam": SimSiam,
@@ -33,8 +37,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
-def build_objective(name: str, encoder: TokenEncoder, config=None, seed: int = 0, **settings) -> Objective:
-    """The objective called `name` on this encoder, from its config object or from the config's fields as keywords.
+def build_objective(name: str, encoder: TokenEncoder | Tensor, config=None, seed: int = 0, **settings) -> Objective:
+    """The objective called `name` on this encoder (`jasper`: on these centroids of the topics, [K, D]), from its config
+    object or from the config's fields as keywords.
 
     Raises: ValueError for an unknown name (lists the known ones), TypeError for an unknown setting.
     """
@@ -56,6 +61,9 @@ __all__ = [
     "Contrastive",
     "ContrastiveConfig",
     "JEPAConfig",
+    "Jasper",
+    "JasperConfig",
+    "JasperLossConfig",
     "LeJEPA",
     "LeJEPAConfig",
     "MomentumConfig",
@@ -65,6 +73,7 @@ __all__ = [
     "SimSiamConfig",
     "Supervised",
     "SupervisedConfig",
+    "TargetConfig",
     "TwoView",
     "TwoViewConfig",
     "VICReg",

@@ -1,0 +1,315 @@
+"""Question, source, and a steering signal that says which topic the source is from.
+
+A pair is a question embedding and the embedding of the source that answers it. The steering vector lives in the same
+space and points to the pair's topic. In training its kind changes from epoch to epoch, so that the model learns to use
+a signal and to do without; sources that are easily mistaken for the right one come along as negatives.
+
+Book: chapter 12.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+VARIANTS = ("zero", "centroid", "keyword", "residual")
+TIERS = ("in_topic", "adjacent", "similar", "random")
+ADJACENT = 3  # how many of the nearest other topics count as adjacent
+SIMILAR = 32  # how many of the most similar sources of other topics the third tier draws from
+
+
+@dataclass(frozen=True)
+class SteeringConfig:
+    """`variant` fixes the kind of steering; `mix` draws it anew for every pair and epoch. The share of `zero`, no
+    steering at all, falls from `zero_start` to `zero_end` over the epochs, linearly; the other kinds share the rest as
+    `centroid`, `keyword` and `residual` say (in proportion). `n_neg` negatives a pair, divided over the four tiers in
+    the proportions of `tiers`; drawn anew every `refresh_every` epochs (0 = never)."""
+
+    variant: Literal["mix", "zero", "centroid", "keyword", "residual"] = "mix"
+    zero_start: float = 0.5
+    zero_end: float = 0.1
+    centroid: float = 1.0
+    keyword: float = 1.0
+    residual: float = 1.0
+    n_neg: int = 8
+    tiers: tuple[float, float, float, float] = (0.5, 0.25, 0.125, 0.125)
+    refresh_every: int = 1
+
+    def __post_init__(self):
+        for name in ("zero_start", "zero_end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"steering.{name} must lie in [0, 1], got {getattr(self, name)}")
+        shares = (self.centroid, self.keyword, self.residual)
+        if min(shares) < 0 or sum(shares) == 0:
+            raise ValueError(
+                f"steering.centroid, keyword and residual must be shares of which one is > 0, got {shares}"
+            )
+        if len(self.tiers) != len(TIERS) or min(self.tiers) < 0 or sum(self.tiers) == 0:
+            raise ValueError(f"steering.tiers must be four shares ({', '.join(TIERS)}), one > 0, got {self.tiers}")
+        for name in ("n_neg", "refresh_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"steering.{name} must not be negative, got {getattr(self, name)}")
+
+    def shares(self, progress: float) -> Tensor:
+        """Probability of each of `VARIANTS` at a progress in [0, 1]."""
+        if self.variant != "mix":
+            return torch.tensor([float(name == self.variant) for name in VARIANTS], dtype=torch.float64)
+        zero = self.zero_start + (self.zero_end - self.zero_start) * progress
+        rest = torch.tensor([self.centroid, self.keyword, self.residual], dtype=torch.float64)
+        return torch.cat([torch.tensor([zero], dtype=torch.float64), (1 - zero) * rest / rest.sum()])
+
+    def slots(self) -> list[int]:
+        """The tier of each of the n_neg negatives: the proportions, rounded so that they add up."""
+        exact = [self.n_neg * share / sum(self.tiers) for share in self.tiers]
+        counts = [int(value) for value in exact]
+        by_rest = sorted(range(len(TIERS)), key=lambda i: counts[i] - exact[i])
+        for i in by_rest[: self.n_neg - sum(counts)]:
+            counts[i] += 1
+        return [tier for tier, count in enumerate(counts) for _ in range(count)]
+
+
+class SteeringDataset:
+    """Pairs with steering and negatives, as `batches(epoch)` for the trainer.
+
+        dataset = SteeringDataset(question, source, topic, keywords, epochs=10)
+        dataset.set_epoch(3)
+        batch = dataset[torch.arange(128)]
+
+    A batch holds `question`, `source`, `steering` [B, D], `negatives` [B, n_neg, D], `topic`, `source_id`, `relevance`
+    (cosine of question and source), `centroid_distance` (1 - cosine of source and centroid), `steering_variant` [B],
+    `negative_id`, `negative_tier` [B, n_neg]. Everything drawn depends on the seed and the epoch alone.
+
+    Args:
+        question, source: embeddings [n, D]; they are brought to unit length.
+        topic: [n], 0..K-1, at least two sources each, since the centroid that steers leaves the pair's own source out.
+        keywords: a vector for each topic [K, D], such as the weighted mean of its characteristic words' embeddings.
+        source_id: pairs that share a source have one id, so that none is another's negative; None = all differ.
+        epochs: over which the curriculum runs.
+
+    Raises: ValueError on other shapes, rows that are not finite, a topic with one source, n_neg larger than the pool.
+    Book: chapter 12.
+    """
+
+    def __init__(
+        self,
+        question: Float[Tensor, "n D"],
+        source: Float[Tensor, "n D"],
+        topic: Int[Tensor, " n"],
+        keywords: Float[Tensor, "K D"] | None = None,
+        config: SteeringConfig | None = None,
+        source_id: Int[Tensor, " n"] | None = None,
+        batch_size: int = 128,
+        epochs: int = 10,
+        seed: int = 0,
+    ):
+        self.config = config = config or SteeringConfig()
+        check_pairs(question, source, topic)
+        if not 1 <= batch_size <= len(topic):
+            raise ValueError(f"batch_size must lie in 1..{len(topic)}, the number of pairs, got {batch_size}")
+        if config.n_neg >= len(topic):
+            raise ValueError(f"steering.n_neg={config.n_neg} is larger than the pool of {len(topic) - 1} other sources")
+        self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
+        self.question, self.source, self.topic = F.normalize(question, dim=1), F.normalize(source, dim=1), topic
+        self.source_id = torch.arange(len(topic)) if source_id is None else source_id
+        self.centroids = topic_centroids(self.source, topic)
+        if keywords is not None and keywords.shape != self.centroids.shape:
+            raise ValueError(
+                f"keywords must be {tuple(self.centroids.shape)}, a row per topic, got {tuple(keywords.shape)}"
+            )
+        if keywords is None and config.shares(0.5)[VARIANTS.index("keyword")] > 0:
+            raise ValueError("keywords must be given for the keyword variant; set steering.keyword=0 to do without")
+        self.keywords = None if keywords is None else F.normalize(keywords, dim=1)
+        self.own_centroid = leave_one_out(self.source, topic, self.source_id)
+        self.relevance = (self.question * self.source).sum(1)
+        self.centroid_distance = 1 - (self.own_centroid * self.source).sum(1)
+        self._tiers = _Tiers(self.source, topic, self.centroids)
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        return len(self.topic)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the steering variants of this epoch, and its negatives when they are due."""
+        generator = _generator(self.seed, epoch, 0)
+        progress = min(epoch / max(self.epochs - 1, 1), 1.0)
+        shares = self.config.shares(progress)
+        self.variant = torch.multinomial(shares.float(), len(self), replacement=True, generator=generator)
+        self.steering = steer(self.question, self.own_centroid, self.keywords, self.topic, self.variant)
+        every = self.config.refresh_every
+        drawn_in = epoch // every * every if every else 0
+        if getattr(self, "_drawn_in", None) != drawn_in:
+            self._drawn_in = drawn_in
+            self.negative_tier = torch.tensor(self.config.slots(), dtype=torch.long).expand(len(self), -1)
+            self.negative = self._tiers.draw(self.config.slots(), _generator(self.seed, drawn_in, 1))
+
+    def __getitem__(self, index: Int[Tensor, " B"]) -> dict[str, Tensor]:
+        negative = self.negative[index]
+        return {
+            "question": self.question[index],
+            "source": self.source[index],
+            "steering": self.steering[index],
+            "negatives": self.source[negative],
+            "topic": self.topic[index],
+            "source_id": self.source_id[index],
+            "relevance": self.relevance[index],
+            "centroid_distance": self.centroid_distance[index],
+            "steering_variant": self.variant[index],
+            "negative_id": self.source_id[negative],
+            "negative_tier": self.negative_tier[index],
+        }
+
+    def __call__(self, epoch: int) -> "_Epoch":
+        """The shuffled batches of an epoch; the last incomplete one is left out."""
+        self.set_epoch(epoch)
+        order = torch.randperm(len(self), generator=_generator(self.seed, epoch, 2))
+        return _Epoch(self, order)
+
+
+class _Epoch:
+    """One epoch of batches; knows its length."""
+
+    def __init__(self, dataset: SteeringDataset, order: Tensor):
+        self.dataset, self.order = dataset, order
+
+    def __len__(self) -> int:
+        return len(self.order) // self.dataset.batch_size
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        size = self.dataset.batch_size
+        for i in range(len(self)):
+            yield self.dataset[self.order[i * size : (i + 1) * size]]
+
+
+def steer(
+    question: Float[Tensor, "n D"],
+    centroid: Float[Tensor, "n D"],
+    keywords: Float[Tensor, "K D"] | None,
+    topic: Int[Tensor, " n"],
+    variant: Int[Tensor, " n"],
+) -> Float[Tensor, "n D"]:
+    """The steering vector of each pair, by its variant.
+
+        zero      0
+        centroid  c, the mean of the topic's sources on the unit sphere
+        keyword   the topic's keyword vector
+        residual  (c - q) / |c - q|, from the question to the centroid
+
+    Shapes: question and centroid (of each pair's topic) [n, D], keywords [K, D], topic and variant [n] -> [n, D].
+    Raises: ValueError when a keyword variant meets keywords=None.
+    Book: chapter 12.
+    """
+    code = variant[:, None]
+    if keywords is None and bool((variant == 2).any()):
+        raise ValueError("keywords must be given for the keyword variant")
+    result = torch.where(code == 1, centroid, torch.zeros_like(question))
+    if keywords is not None:
+        result = torch.where(code == 2, keywords[topic], result)
+    return torch.where(code == 3, F.normalize(centroid - question, dim=1), result)
+
+
+def topic_centroids(source: Float[Tensor, "n D"], topic: Int[Tensor, " n"], k: int = 0) -> Float[Tensor, "K D"]:
+    """Unit mean of the sources of each topic; zero for a topic without any. `k` topics at least, 0 = as many as occur.
+
+    Shapes: source [n, D], topic [n] -> [K, D].
+    """
+    return F.normalize(_sums(source, topic, k), dim=1)
+
+
+def leave_one_out(
+    source: Float[Tensor, "n D"], topic: Int[Tensor, " n"], source_id: Int[Tensor, " n"] | None = None
+) -> Float[Tensor, "n D"]:
+    """For each source the unit mean of the *other* sources of its topic: its own would give the answer away.
+
+    Rows with the same `source_id` hold the same source; all of them are left out.
+
+    Shapes: source [n, D], topic and source_id [n] -> [n, D].
+    Raises: ValueError for a topic with one source, which has no others.
+    """
+    if source_id is None:
+        source_id = torch.arange(len(topic), device=topic.device)
+    copies = torch.bincount(source_id)[source_id]
+    alone = (torch.bincount(topic)[topic] == copies).nonzero().flatten()
+    if len(alone):
+        raise ValueError(
+            f"topic: every topic needs at least two sources to steer by; topic {int(topic[alone[0]])} has one. "
+            "Drop it (min_pairs of the loader)"
+        )
+    return F.normalize(_sums(source, topic)[topic] - copies[:, None] * source, dim=1)
+
+
+def _sums(source: Tensor, topic: Tensor, k: int = 0) -> Tensor:
+    k = max(k, int(topic.max()) + 1)
+    return source.new_zeros(k, source.shape[1]).index_add_(0, topic, source)
+
+
+def check_pairs(question: Tensor, source: Tensor, topic: Tensor) -> None:
+    """Raises: ValueError unless question and source are finite [n, D] and topic is [n]."""
+    if question.ndim != 2 or question.shape != source.shape:
+        raise ValueError(
+            f"question and source must both be [n, D], got {tuple(question.shape)} and {tuple(source.shape)}"
+        )
+    if topic.shape != (len(question),):
+        raise ValueError(f"topic must be [n] with n = {len(question)}, got {tuple(topic.shape)}")
+    for name, value in {"question": question, "source": source}.items():
+        bad = (~value.isfinite().all(1)).nonzero().flatten()
+        if len(bad):
+            raise ValueError(f"{name}: {len(bad)} embeddings are not finite, the first in row {int(bad[0])}")
+
+
+class _Tiers:
+    """Draws negatives, from the obvious to the confusable; never the pair's own row.
+
+    A topic too small for a tier falls back to random rows, so that every slot is filled.
+    """
+
+    def __init__(self, source: Tensor, topic: Tensor, centroids: Tensor):
+        self.n, self.topic = len(topic), topic
+        self.order = topic.argsort(stable=True)  # rows by topic; a topic is a stretch of it
+        self.count = torch.bincount(topic, minlength=len(centroids))
+        self.start = self.count.cumsum(0) - self.count
+        self.place = torch.empty_like(self.order)
+        self.place[self.order] = torch.arange(self.n)
+        near = (centroids @ centroids.T).masked_fill(self.count == 0, -torch.inf).fill_diagonal_(-torch.inf)
+        adjacent = min(ADJACENT, int((self.count > 0).sum()) - 1)
+        self.adjacent = near.topk(adjacent, dim=1).indices if adjacent else None
+        self.similar = self._similar(source, topic) if adjacent else None
+
+    def _similar(self, source: Tensor, topic: Tensor) -> Tensor:
+        most = self.n - int(self.count.max())  # every row has at least so many rows of other topics
+        parts = []
+        for rows in torch.arange(self.n).split(1024):
+            cosine = source[rows] @ source.T
+            parts.append(cosine.masked_fill(topic[rows, None] == topic, -torch.inf).topk(min(SIMILAR, most), 1).indices)
+        return torch.cat(parts)
+
+    def draw(self, slots: list[int], generator: torch.Generator) -> Int[Tensor, "n n_neg"]:
+        """One row index for each pair and slot; the slot's value is its tier."""
+        columns = []
+        for tier in slots:
+            u = torch.rand(self.n, generator=generator, dtype=torch.float64)
+            if TIERS[tier] == "in_topic":
+                columns.append(self._in_topic(u))
+            elif TIERS[tier] == "adjacent" and self.adjacent is not None:
+                which = torch.randint(self.adjacent.shape[1], (self.n,), generator=generator)
+                other = self.adjacent[self.topic, which]
+                columns.append(self.order[self.start[other] + (u * self.count[other]).long()])
+            elif TIERS[tier] == "similar" and self.similar is not None:
+                columns.append(self.similar.gather(1, (u * self.similar.shape[1]).long()[:, None])[:, 0])
+            else:
+                other = (u * (self.n - 1)).long()
+                columns.append(other + (other >= torch.arange(self.n)))  # over all rows but one's own
+        return torch.stack(columns, 1) if columns else torch.empty(self.n, 0, dtype=torch.long)
+
+    def _in_topic(self, u: Tensor) -> Tensor:
+        others = self.count[self.topic] - 1
+        offset = (u * others).long()
+        own = self.place - self.start[self.topic]
+        return self.order[self.start[self.topic] + offset + (offset >= own)]
+
+
+def _generator(seed: int, epoch: int, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) * 3 + stream)
