@@ -14,6 +14,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from jepa_lab.distributed import BatchNorm
+
 
 class MLP(nn.Sequential):
     """`depth` hidden layers of width `hidden`, each linear, norm, GELU; then a linear layer to `dim_out`.
@@ -29,7 +31,7 @@ class MLP(nn.Sequential):
         depth: int = 1,
         norm: Literal["layer", "batch", "none"] = "layer",
     ):
-        norms = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": nn.Identity}
+        norms = {"layer": nn.LayerNorm, "batch": BatchNorm, "none": nn.Identity}
         if norm not in norms:
             raise ValueError(f"norm must be one of {sorted(norms)}, got {norm!r}")
         widths = [dim_in] + [hidden] * depth

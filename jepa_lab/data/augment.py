@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -57,13 +57,19 @@ FASHION = Augmentation(crop=(0.4, 1.0), flip=0.5, brightness=0.4, contrast=0.4)
 
 
 def augment(
-    images: Float[Tensor, "B C H W"], augmentation: Augmentation, generator: torch.Generator | None = None
+    images: Float[Tensor, "B C H W"],
+    augmentation: Augmentation,
+    generator: torch.Generator | None = None,
+    rows: tuple[Int[Tensor, " B"], int] | None = None,
 ) -> Float[Tensor, "B C H W"]:
     """Return one randomly changed version of every image, each with its own parameters.
 
     Geometry is one affine map per image, sampled bilinearly: ``input = R(angle) diag(width, height) output
     + centre``. Then the flip, contrast, brightness, noise, and a clamp to [0, 1].
 
+    Args:
+        rows: where these images stand in a larger batch, and its length. They change as they would in there, and the
+            generator moves on as far: what each of several processes does with its share of a batch.
     Shapes: images [B, C, H, W] in [0, 1] -> the same; device and dtype of the images.
     Raises: ValueError if the images do not have four axes or the generator is not on the CPU.
     Paper: Chen et al., arXiv:2002.05709, appendix A.
@@ -78,9 +84,10 @@ def augment(
         return images
     # All parameters are drawn whether used or not: switching one change on leaves the draws of the others
     # as they were.
-    draws = torch.rand(9, len(images), generator=generator).to(images)
+    index, total = (slice(None), len(images)) if rows is None else (rows[0].cpu(), rows[1])
+    draws = torch.rand(9, total, generator=generator)[:, index].to(images)
     area, ratio, left, top, angle, right, down, flip, light = draws
-    gain = torch.rand(len(images), generator=generator).to(images)
+    gain = torch.rand(total, generator=generator)[index].to(images)
 
     out = images
     if a.crop != (1.0, 1.0) or a.aspect != (1.0, 1.0) or a.rotation or a.shift:
@@ -115,5 +122,5 @@ def augment(
     if a.brightness:
         out = out * rearrange(1 + (2 * light - 1) * a.brightness, "b -> b 1 1 1")
     if a.noise:
-        out = out + a.noise * torch.randn(images.shape, generator=generator).to(images)
+        out = out + a.noise * torch.randn(total, *images.shape[1:], generator=generator)[index].to(images)
     return out.clamp(0, 1)

@@ -34,4 +34,4 @@ class Contrastive(TwoView):
             raise ValueError(f"temperature must be positive, got {self.config.temperature}")
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return nt_xent(*self.embed(batch), self.config.temperature)
+        return nt_xent(*self.embed_all(batch), self.config.temperature)

@@ -38,7 +38,7 @@ class VICReg(TwoView):
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
-        return vicreg(*self.embed(batch), c.invariance, c.variance, c.covariance, c.cov_norm)
+        return vicreg(*self.embed_all(batch), c.invariance, c.variance, c.covariance, c.cov_norm)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class BarlowTwins(TwoView):
     Config = BarlowTwinsConfig
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return barlow_twins(*self.embed(batch), self.config.redundancy)
+        return barlow_twins(*self.embed_all(batch), self.config.redundancy)
 
 
 @dataclass(frozen=True)
@@ -84,4 +84,4 @@ class LeJEPA(TwoView):
     Config = LeJEPAConfig
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return lejepa(torch.stack(self.embed(batch)), self.config.lam, self.config.n_slices, self.generator)
+        return lejepa(torch.stack(self.embed_all(batch)), self.config.lam, self.config.n_slices, self.generator)

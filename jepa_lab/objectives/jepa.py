@@ -8,12 +8,13 @@ from typing import Literal
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from jepa_lab.distributed import gather, global_mean, own, world_size
 from jepa_lab.ema import SCHEDULES, EMAEncoder
 from jepa_lab.losses import covariance_term, isotropy, prediction_loss, sigreg, variance_term
-from jepa_lab.masking import MaskConfig, take_visible
+from jepa_lab.masking import Mask, MaskConfig, take_visible
 from jepa_lab.metrics import normalized_std
 from jepa_lab.nets import TokenEncoder, masked_mean
 from jepa_lab.objectives.base import Objective
@@ -109,7 +110,7 @@ class JEPA(Objective):
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = self.encoder.tokenize(batch)
-        mask = self.config.mask.draw(tokens.valid, self.encoder.grid, self.generator)
+        mask = self.draw(tokens.valid)
 
         context, context_valid, index = take_visible(tokens.x, mask.context)  # hidden tokens are gone from here on
         h = self.encoder.encode(context, context_valid)
@@ -128,22 +129,32 @@ class JEPA(Objective):
         everything = self.targets(batch)
         compared = everything if self.config.target == "none" else everything.detach()
         target = gather_tokens(repeat(compared, "b n d -> (b m) n d", m=m), where)
-        loss = prediction_loss(
-            rearrange(prediction, "b m l d -> (b m) l d"), target, asked, self.config.loss, self.config.target_norm
-        )
-        pooled = masked_mean(everything.detach(), tokens.valid)
+        loss = self.compare(rearrange(prediction, "b m l d -> (b m) l d"), target, asked)
+        pooled = gather(masked_mean(everything.detach(), tokens.valid))
         metrics = {"target_std": normalized_std(pooled.nan_to_num())} if len(pooled) > 1 else {}
         if self.target_encoder is not None:
             metrics["tau"] = self.target_encoder.tau.clone()
         if self.config.regulariser != "none":
             if self.target_encoder is not None:
-                rows = h[context_valid]
+                rows = gather(h, context_valid)
             else:
-                rows = everything[mask.targets.any(1) & tokens.valid & context_valid.any(1)[:, None]]
+                rows = gather(everything, mask.targets.any(1) & tokens.valid & context_valid.any(1)[:, None])
             regulariser = self.regularise(rows)
             metrics |= {"prediction": loss.detach(), "regulariser": regulariser.detach()}
             loss = loss + self.config.regulariser_weight * regulariser
         return loss, metrics
+
+    def draw(self, valid: Bool[Tensor, "B N"]) -> Mask:
+        """A mask for each row of this process, drawn for the rows of all."""
+        mask = self.config.mask.draw(gather(valid), self.encoder.grid, self.generator)
+        return Mask(*(own(part, len(valid)) for part in mask))
+
+    def compare(self, prediction: Tensor, target: Tensor, asked: Tensor) -> Tensor:
+        """The prediction loss over the asked tokens of all processes."""
+        how = (self.config.loss, self.config.target_norm)
+        if self.config.target_norm == "batch" and world_size() > 1:  # its statistics are those of all the targets
+            return prediction_loss(gather(prediction, asked), gather(target, asked), None, *how)
+        return global_mean(prediction_loss(prediction, target, asked, *how), asked)
 
     def targets(self, batch: dict[str, Tensor]) -> Tensor:
         """Representations of all tokens of the whole input, [B, N, D], before the target norm; they carry gradient

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from jepa_lab.distributed import gather, global_mean
 from jepa_lab.ema import EMAEncoder
 from jepa_lab.losses import negative_cosine
 from jepa_lab.metrics import normalized_std
@@ -46,7 +47,7 @@ class SimSiam(TwoView):
         p1, p2 = self.predictor(z1), self.predictor(z2)
         t1, t2 = (z1.detach(), z2.detach()) if self.config.stop_gradient else (z1, z2)
         loss = (negative_cosine(p1, t2) + negative_cosine(p2, t1)) / 2
-        return loss, {"embedding_std": normalized_std(z1.detach())}
+        return global_mean(loss, len(z1)), {"embedding_std": normalized_std(gather(z1.detach()))}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class BYOL(TwoView):
         z1, z2 = self.head(self.encode(self.encoder, views)).chunk(2)
         t1, t2 = self.targets(views)
         loss = 4 + 2 * negative_cosine(self.predictor(z1), t2) + 2 * negative_cosine(self.predictor(z2), t1)
-        return loss, {"embedding_std": normalized_std(t1), "tau": self.target_encoder.tau.clone()}
+        metrics = {"embedding_std": normalized_std(gather(t1)), "tau": self.target_encoder.tau.clone()}
+        return global_mean(loss, len(z1)), metrics
 
     def targets(self, views) -> tuple[Tensor, Tensor]:
         return self.target_head(self.encode(self.target_encoder.target, views)).chunk(2)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa_lab.distributed import global_mean
 from jepa_lab.nets import TokenEncoder, masked_mean
 from jepa_lab.objectives.base import Objective
 
@@ -34,4 +35,6 @@ class Supervised(Objective):
         h = masked_mean(self.encoder.encode(tokens.x, tokens.valid), tokens.valid)
         some = tokens.valid.any(1)
         logits, label = self.classify(h[some]), batch["label"][some]
-        return F.cross_entropy(logits, label), {"accuracy": (logits.argmax(1) == label).float().mean().detach()}
+        loss = F.cross_entropy(logits, label)
+        accuracy = (logits.argmax(1) == label).float().mean().detach()
+        return global_mean(loss, len(label)), {"accuracy": global_mean(accuracy, len(label))}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lab.data.augment import Augmentation, augment
+from jepa_lab.distributed import gather, own, positions, world_size
 from jepa_lab.masking import MaskConfig, complementary_masks, take_visible
 from jepa_lab.nets import MLP, TokenEncoder, masked_mean
 from jepa_lab.objectives.base import Objective
@@ -69,6 +70,11 @@ class TwoView(Objective):
         """Embeddings z1, z2 of two fresh views, [B, P] each; rows that a mask left without a view are dropped."""
         return self.head(self.encode_views(batch)).chunk(2)
 
+    def embed_all(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The embeddings of all processes: what a loss over the batch needs. In one process the same as `embed`."""
+        z1, z2 = self.embed(batch)
+        return gather(z1), gather(z2)
+
     def encode_views(self, batch: dict[str, Tensor]) -> Tensor:
         """Pooled encoder outputs of two fresh views, one after the other, [2B, D]."""
         return self.encode(self.encoder, self.draw(batch))
@@ -77,16 +83,19 @@ class TwoView(Objective):
         """Two fresh views of a batch, which any encoder can then encode."""
         config = self.config
         if config.views == "augment":
-            image = batch["image"]
-            return Views(
-                batch | {"image": augment(torch.cat([image, image]), config.augmentation, self.generator)}, None
-            )
-        valid = self.encoder.tokenize(batch).valid
+            image, rows = batch["image"], None
+            if world_size() > 1:
+                index, total = positions(len(image), image)
+                rows = (torch.cat([index, index + total]), 2 * total)
+            both = torch.cat([image, image])
+            return Views(batch | {"image": augment(both, config.augmentation, self.generator, rows)}, None)
+        mine = self.encoder.tokenize(batch).valid
+        valid = gather(mine)  # masks are drawn for the rows of all processes
         if config.views == "complementary":
             masks = complementary_masks(valid, config.mask.ratio, self.generator)
         else:
             masks = [config.mask.draw(valid, self.encoder.grid, self.generator) for _ in range(2)]
-        return Views(batch, torch.stack([mask.context for mask in masks]))
+        return Views(batch, torch.stack([own(mask.context, len(mine)) for mask in masks]))
 
     @staticmethod
     def encode(encoder: TokenEncoder, views: Views) -> Tensor:
