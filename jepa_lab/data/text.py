@@ -1,0 +1,324 @@
+"""Which text answers which question? Pairs of docstring summary and docstring body, or of question and paragraph.
+
+A pair also has a topic, and names repeat from topic to topic ("Linear" is a layer, a model and a kernel): the topic is
+what a steering signal can add to a question.
+
+Book: chapter 12.
+"""
+
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jepa_lab.data.docstrings import PACKAGES, RULES, python_files, read_entries, select
+from jepa_lab.data.images import stratified_order
+from jepa_lab.data.text_encoders import TfidfEncoder, build_text_encoder, name_to_words
+from jepa_lab.files import cached
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+__all__ = [
+    "CORPUS_SHA256", "PACKAGES", "Embedded", "Pairs", "Tfidf", "docstring_pairs", "embed", "name_to_words", "split",
+    "squad_pairs", "tfidf",
+]  # fmt: skip
+
+# Pairs.hash of docstring_pairs() with the versions of constraints.txt: a changed pin changes every number of the book.
+CORPUS_SHA256 = ""
+
+XQUAD_HOME = "https://github.com/google-deepmind/xquad"
+XQUAD_SHA256 = {"xquad.en.json": "e4c57d1c9143aaa1c5d265ba5987a65f4e69528d2a98f29d6e75019b10344f29"}
+
+SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Equally long columns of text; row i says that `source[i]` answers `question[i]`.
+
+    Raises: ValueError if the columns differ in length or are empty, or a text is.
+    Book: chapter 12.
+    """
+
+    question: tuple[str, ...]  # a docstring's summary
+    source: tuple[str, ...]  # a docstring's body, without the summary
+    topic: tuple[str, ...]  # "scipy.linalg"
+    name: tuple[str, ...]  # "null_space"; the question's id in SQuAD files
+
+    def __post_init__(self) -> None:
+        columns = asdict(self)
+        sizes = {key: len(column) for key, column in columns.items()}
+        if len(set(sizes.values())) != 1 or not self.question:
+            raise ValueError(f"the columns of Pairs must be equally long and not empty, got {sizes}")
+        for key, column in columns.items():
+            for row, text in enumerate(column):
+                if not text.strip():
+                    raise ValueError(f"{key}[{row}] is an empty text; leave that pair out")
+
+    def __len__(self) -> int:
+        return len(self.question)
+
+    def take(self, index: Int[Tensor, " m"] | Sequence[int]) -> "Pairs":
+        """The pairs of these rows, in this order."""
+        rows = torch.as_tensor(index).tolist()
+        return Pairs(*(tuple(getattr(self, field.name)[row] for row in rows) for field in fields(self)))
+
+    @cached_property
+    def hash(self) -> str:
+        """The sha256 over all texts."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def topics(self) -> tuple[str, ...]:
+        """The distinct topics, sorted."""
+        return tuple(sorted(set(self.topic)))
+
+    @cached_property
+    def topic_index(self) -> Int[Tensor, " n"]:
+        """For each pair the place of its topic in `topics`."""
+        return _places(self.topic, self.topics)
+
+    @cached_property
+    def pool(self) -> tuple[Int[Tensor, " m"], Int[Tensor, " n"]]:
+        """Rows of the m distinct sources, and for each pair the place of its source among them.
+
+        Several questions share a paragraph in SQuAD files: rank the m paragraphs, not n copies, or the right answer
+        competes with itself. With docstrings, whose bodies all differ, both are 0 ... n - 1.
+        """
+        first: dict[str, int] = {}
+        for row, text in enumerate(self.source):
+            first.setdefault(text, row)
+        return torch.tensor(list(first.values())), _places(self.source, tuple(first))
+
+
+def _places(texts: Sequence[str], distinct: Sequence[str]) -> Int[Tensor, " n"]:
+    place = {text: i for i, text in enumerate(distinct)}
+    return torch.tensor([place[text] for text in texts])
+
+
+def docstring_pairs(
+    min_pairs: int = 20, max_pairs: int = 120, packages: Sequence[str] = PACKAGES, cache: bool = True
+) -> Pairs:
+    """Pairs of summary and body from the docstrings of installed packages; topic = package.subpackage.
+
+    Topics with fewer than `min_pairs` are dropped, larger ones than `max_pairs` are cut (`docstrings.select` says how).
+    Parsing takes some core-seconds; the outcome is kept in the folder of the environment variable JEPA_LAB_CACHE (else
+    `~/.cache/jepa_lab`), under a name made of the parsed files, the rules and the arguments.
+
+    Raises: ValueError unless 1 <= min_pairs <= max_pairs, or if no topic is large enough; ImportError naming a package
+        that is not installed.
+    Book: chapter 12.
+    """
+    files = [item for package in sorted(set(packages)) for item in python_files(package)]
+
+    def parse() -> Pairs:
+        entries = (entry for module, path in files for entry in read_entries(module, path.read_bytes()))
+        chosen = select(entries, min_pairs, max_pairs)
+        if not chosen:
+            raise ValueError(f"no topic of packages={tuple(packages)} has min_pairs={min_pairs} documented objects")
+        return Pairs(*zip(*((entry.summary, entry.body, entry.topic, entry.name) for entry in chosen), strict=True))
+
+    if not cache:
+        return parse()
+    stats = [(module, path.stat().st_size, path.stat().st_mtime_ns) for module, path in files]
+    key = _key(stats, RULES, sys.version_info[:2], min_pairs, max_pairs)
+    return cached(f"docstrings-{key}.json", parse, _dump_pairs, _load_pairs)
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+def _dump_pairs(pairs: Pairs) -> bytes:
+    return json.dumps({"hash": pairs.hash, "pairs": asdict(pairs)}).encode()
+
+
+def _load_pairs(content: bytes) -> Pairs:
+    stored = json.loads(content)
+    pairs = Pairs(**{key: tuple(column) for key, column in stored["pairs"].items()})
+    if pairs.hash != stored["hash"]:
+        raise ValueError(f"the texts have the hash {pairs.hash}, expected {stored['hash']}")
+    return pairs
+
+
+def squad_pairs(root: str | Path | None = None, name: str = "xquad-en/xquad.en.json") -> Pairs:
+    """Pairs of question and paragraph from a SQuAD v1.1 file `root/name`; topic = the title of the article.
+
+    `root` defaults to the environment variable JEPA_LAB_DATA. Several questions share a paragraph: rank the paragraphs
+    of `Pairs.pool`.
+
+    Raises: FileNotFoundError naming the public home page and the folder looked in; ValueError if the file is damaged or
+        has another schema.
+    Paper: Rajpurkar et al., SQuAD, EMNLP 2016, arXiv:1606.05250; Artetxe et al., XQuAD, ACL 2020, arXiv:1910.11856.
+    Book: chapter 12.
+    """
+    root = root if root is not None else os.environ.get("JEPA_LAB_DATA") or None
+    if root is None:
+        raise FileNotFoundError(
+            f"{name} ({XQUAD_HOME}): no folder to look in; pass root=FOLDER or set the environment variable "
+            "JEPA_LAB_DATA"
+        )
+    path = Path(root) / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} not found in {path.parent}. Put the file of {XQUAD_HOME} there.")
+    content = path.read_bytes()
+    found, expected = hashlib.sha256(content).hexdigest(), XQUAD_SHA256.get(path.name)
+    if expected is not None and found != expected:
+        raise ValueError(f"{path} is corrupt: its sha256 is {found}, expected {expected}")
+    try:
+        data = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON, perhaps cut short: {error}") from error
+    try:
+        rows = [
+            (qa["question"], paragraph["context"], article["title"], str(qa["id"]))
+            for article in data["data"]
+            for paragraph in article["paragraphs"]
+            for qa in paragraph["qas"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} has not the schema of SQuAD v1.1 (data[].title, data[].paragraphs[].context, "
+            f"data[].paragraphs[].qas[].question and .id): {type(error).__name__} {error}"
+        ) from error
+    if not rows:
+        raise ValueError(f"{path} holds no question")
+    return Pairs(*zip(*rows, strict=True))
+
+
+def split(pairs: Pairs, seed: int, by: Literal["pair", "topic"] = "pair") -> dict[str, Int[Tensor, " m"]]:
+    """Rows of "train", "validation" and "test": 70, 10 and 20 % of the pairs, sorted.
+
+    by="pair" cuts every topic in these shares. by="topic" gives whole topics away, so that the topics of the test are
+    new; the shares are met as well as whole topics allow. Pairs with the same source never stand in two parts: by
+    "pair" all questions about one paragraph stay together, by "topic" two topics that share a source do.
+
+    Raises: ValueError if `by` is another word, or there are too few sources or topics to fill three parts.
+    Book: chapter 12.
+    """
+    if by not in ("pair", "topic"):
+        raise ValueError(f'by must be "pair" or "topic", got {by!r}')
+    rows, source = pairs.pool
+    group = source if by == "pair" else _linked_topics(pairs)
+    n_groups = int(group.max()) + 1
+    strata = pairs.topic_index[rows] if by == "pair" else torch.zeros(n_groups, dtype=torch.long)
+    order = stratified_order(strata, seed)
+    size = group.bincount(minlength=n_groups)[order]
+    middle = (size.cumsum(0) - size / 2) / len(pairs)  # a group goes where its middle falls
+    part = torch.empty(n_groups, dtype=torch.long)
+    part[order] = torch.bucketize(middle, torch.tensor([SHARES["train"], SHARES["train"] + SHARES["validation"]]))
+    index = {name: (part[group] == i).nonzero()[:, 0] for i, name in enumerate(SHARES)}
+    empty = [name for name, members in index.items() if len(members) == 0]
+    if empty:
+        what = "sources" if by == "pair" else "topics"
+        raise ValueError(f"pairs: {n_groups} separate {what} are too few, nothing is left for {', '.join(empty)}")
+    return index
+
+
+def _linked_topics(pairs: Pairs) -> Int[Tensor, " n"]:
+    """The group of each pair: topics that share a source belong to one group."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    topic, source = pairs.topic_index.numpy(), pairs.pool[1].numpy()
+    n = len(pairs.topics) + int(source.max()) + 1
+    links = coo_array((np.ones(len(pairs)), (topic, source + len(pairs.topics))), shape=(n, n))
+    # The first nodes are the topics, so the groups are numbered in their order.
+    return torch.from_numpy(connected_components(links, directed=False)[1][topic]).long()
+
+
+class Embedded(NamedTuple):
+    """Row i embeds pair i; unit norm, float32."""
+
+    question: Float[Tensor, "n D"]
+    source: Float[Tensor, "n D"]
+
+
+class Tfidf(NamedTuple):
+    """Row i is pair i; sparse, unit norm."""
+
+    question: "csr_matrix"
+    source: "csr_matrix"
+
+
+def embed(
+    pairs: Pairs,
+    fit_on: Int[Tensor, " m"],
+    encoder: str = "lsa",
+    dim: int = 256,
+    cache: bool = True,
+) -> Embedded:
+    """Embed all questions and sources with an encoder that was fitted on the pairs `fit_on` alone.
+
+    encoder="lsa" is TF-IDF and a truncated SVD of width `dim`; "minilm" needs the extra `[text]` and has its own width.
+    `text_encoders.LsaEncoder().fit(training_texts(pairs, fit_on))` is the same fit, for texts that come later.
+
+    Shapes: -> question [n, D], source [n, D], unit norm.
+    Raises: ValueError if fit_on is empty or out of range, the encoder is unknown, or dim exceeds the rank; ImportError
+        if the extra is missing.
+    Book: chapter 12.
+    """
+    texts = training_texts(pairs, fit_on)
+
+    def make() -> Embedded:
+        fitted = build_text_encoder(encoder, dim).fit(texts)
+        return Embedded(fitted.encode(pairs.question), fitted.encode(pairs.source))
+
+    if not cache:
+        return make()
+    import sklearn
+
+    key = _key(pairs.hash, fit_on.tolist(), encoder, dim, RULES, sklearn.__version__, np.__version__)
+    return cached(f"embedded-{key}.npz", make, _dump_embedded, _load_embedded)
+
+
+def training_texts(pairs: Pairs, fit_on: Int[Tensor, " m"]) -> list[str]:
+    """What an encoder may see before it meets the test: summaries and bodies of the training pairs.
+
+    Raises: ValueError if fit_on is empty or out of range.
+    Book: chapter 12.
+    """
+    if len(fit_on) == 0:
+        raise ValueError("fit_on must not be empty: pass the rows of the training split")
+    if not (fit_on.min() >= 0 and fit_on.max() < len(pairs)):
+        raise ValueError(
+            f"fit_on must hold rows in 0..{len(pairs) - 1}, got {int(fit_on.min())} to {int(fit_on.max())}"
+        )
+    rows = fit_on.tolist()
+    return [pairs.question[row] for row in rows] + [pairs.source[row] for row in rows]
+
+
+def tfidf(pairs: Pairs, fit_on: Int[Tensor, " m"]) -> Tfidf:
+    """Raw TF-IDF rows of all questions and sources, with words and weights from the pairs `fit_on` alone.
+
+    Raises: ValueError if fit_on is empty or out of range.
+    Book: chapter 12.
+    """
+    encoder = TfidfEncoder().fit(training_texts(pairs, fit_on))
+    return Tfidf(encoder.encode(pairs.question), encoder.encode(pairs.source))
+
+
+def _dump_embedded(embedded: Embedded) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, question=embedded.question.numpy(), source=embedded.source.numpy())
+    return buffer.getvalue()
+
+
+def _load_embedded(content: bytes) -> Embedded:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            return Embedded(torch.from_numpy(stored["question"]), torch.from_numpy(stored["source"]))
+    except Exception as error:  # zipfile, zlib and numpy each have their own words for a broken file
+        raise ValueError(str(error)) from error

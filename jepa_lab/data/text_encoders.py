@@ -1,0 +1,167 @@
+"""Where does a text lie? TF-IDF with a truncated SVD (LSA), or a sentence encoder from outside, behind one interface.
+
+`fit` sees training texts only; `encode` takes any text afterwards, also one that a reader types.
+
+Book: chapter 12.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+ENCODERS = ("lsa", "minilm")
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+# Letters or digits in a row, so that `null_space` meets "null space". One-letter words and stop words stay: the names
+# `any` and `all` would have no vector without them.
+WORD = r"(?u)[^\W_]+"
+
+
+def name_to_words(name: str) -> str:
+    """The words of an identifier: "null_space" -> "null space", "BatchNorm2d" -> "batch norm 2d".
+
+    Book: chapter 12.
+    """
+    return " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+[a-z]*", name.replace("_", " "))).lower()
+
+
+class TextEncoder(Protocol):
+    """What every encoder offers."""
+
+    def fit(self, texts: Sequence[str]) -> Self: ...
+
+    def encode(self, texts: Sequence[str]) -> Float[Tensor, "n D"]: ...
+
+
+class TfidfEncoder:
+    """Sparse unit rows: the count of a word in the text times log((1 + n) / (1 + n_word)) + 1.
+
+    Book: chapter 12.
+    """
+
+    def fit(self, texts: Sequence[str]) -> Self:
+        """Learn the vocabulary and the weights of its words.
+
+        Raises: ValueError if there are no texts, or none holds a word.
+        """
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        if len(texts) == 0:
+            raise ValueError("texts must not be empty: there is nothing to fit on")
+        self.vectorizer = TfidfVectorizer(token_pattern=WORD, dtype=np.float32)
+        try:
+            self.vectorizer.fit(texts)
+        except ValueError as error:
+            raise ValueError(f"texts: none of the {len(texts)} holds a word ({error})") from error
+        return self
+
+    def encode(self, texts: Sequence[str]) -> "csr_matrix":
+        """Raises: ValueError naming a text without a known word: it has no direction."""
+        rows = _fitted(self, "vectorizer").transform(texts)
+        _check_directions(np.diff(rows.indptr) > 0, texts)
+        return rows
+
+
+class LsaEncoder:
+    """Latent semantic analysis: x = V^T t / ||V^T t||, with V the first `dim` right singular vectors of the TF-IDF rows.
+
+    Shapes: n texts -> [n, dim], unit norm, float32.
+    Raises: ValueError if dim < 1.
+    Paper: Deerwester et al., Indexing by Latent Semantic Analysis, JASIS 1990.
+    Book: chapter 12.
+    """
+
+    def __init__(self, dim: int = 256):
+        if dim < 1:
+            raise ValueError(f"dim must be >= 1, got {dim}")
+        self.dim = dim
+
+    def fit(self, texts: Sequence[str]) -> Self:
+        """Learn words, weights and directions.
+
+        Raises: ValueError as `TfidfEncoder.fit`, or if dim is larger than the rank that so many texts and words allow.
+        """
+        from sklearn.decomposition import TruncatedSVD
+
+        self.tfidf = TfidfEncoder().fit(texts)
+        rows = self.tfidf.encode(texts)
+        if self.dim > min(rows.shape):
+            raise ValueError(
+                f"dim must be <= {min(rows.shape)} ({rows.shape[0]} texts with {rows.shape[1]} different words), "
+                f"got {self.dim}"
+            )
+        # The seed is of the solver, not of the experiment; svd_flip inside fixes the signs.
+        self.svd = TruncatedSVD(self.dim, random_state=0).fit(rows)
+        return self
+
+    @property
+    def explained_variance(self) -> float:
+        """The share of the variance of the fitted TF-IDF rows that the directions keep."""
+        return float(_fitted(self, "svd").explained_variance_ratio_.sum())
+
+    def encode(self, texts: Sequence[str]) -> Float[Tensor, "n D"]:
+        """Raises: ValueError naming a text without a known word: it has no direction."""
+        x = torch.from_numpy(_fitted(self, "svd").transform(self.tfidf.encode(texts))).float()
+        norm = x.norm(dim=1, keepdim=True)
+        _check_directions((norm[:, 0] > 1e-6).numpy(), texts)
+        return x / norm
+
+
+class MiniLmEncoder:
+    """A sentence encoder that others trained, through the optional extra `[text]`; `fit` changes nothing.
+
+    Shapes: n texts -> [n, 384], unit norm, float32.
+    Raises: ImportError naming the extra if sentence-transformers is not installed.
+    Paper: Wang et al., MiniLM, NeurIPS 2020, arXiv:2002.10957.
+    Book: chapter 12.
+    """
+
+    def __init__(self, model: str = MINILM):
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ImportError(
+                'encoder "minilm" needs sentence-transformers: pip install "jepa-lab[text]", or use encoder="lsa"'
+            ) from error
+        self.model = SentenceTransformer(model)
+
+    def fit(self, texts: Sequence[str]) -> Self:
+        return self
+
+    def encode(self, texts: Sequence[str]) -> Float[Tensor, "n D"]:
+        rows = self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        return torch.as_tensor(np.asarray(rows, dtype=np.float32))
+
+
+def build_text_encoder(encoder: str, dim: int = 256) -> TextEncoder:
+    """The encoder of that name; `dim` is the width of "lsa", "minilm" has its own.
+
+    Raises: ValueError naming the known encoders.
+    Book: chapter 12.
+    """
+    if encoder not in ENCODERS:
+        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
+    return LsaEncoder(dim) if encoder == "lsa" else MiniLmEncoder()
+
+
+def _fitted(encoder: object, part: str):
+    if not hasattr(encoder, part):
+        raise ValueError(f"{type(encoder).__name__} is not fitted: call fit(texts) with the training texts first")
+    return getattr(encoder, part)
+
+
+def _check_directions(known: np.ndarray, texts: Sequence[str]) -> None:
+    if not known.all():
+        row = int(np.flatnonzero(~known)[0])
+        raise ValueError(
+            f"texts[{row}] = {texts[row][:60]!r} shares no word with the training texts, so it has no direction "
+            f"({int((~known).sum())} such texts)"
+        )
