@@ -7,14 +7,18 @@ a signal and to do without; sources that are easily mistaken for the right one c
 Book: chapter 12.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from jepa_lab.data.text import Pairs
+from jepa_lab.data.text_encoders import TextEncoder, TfidfEncoder
 
 VARIANTS = ("zero", "centroid", "keyword", "residual")
 TIERS = ("in_topic", "adjacent", "similar", "random")
@@ -209,6 +213,31 @@ def steer(
     if keywords is not None:
         result = torch.where(code == 2, keywords[topic], result)
     return torch.where(code == 3, F.normalize(centroid - question, dim=1), result)
+
+
+def keyword_vectors(pairs: Pairs, topics: Sequence[str], encoder: TextEncoder, k: int = 10) -> Float[Tensor, "K D"]:
+    """A vector for each topic out of the k words that set it apart: sum_w weight_w x encoder(w), at unit length.
+
+    A word's weight is its mean TF-IDF in the topic's sources minus its mean in all sources.
+
+    Shapes: -> [K, D], rows in the order of `topics`.
+    Raises: ValueError for a topic without pairs.
+    Book: chapter 12.
+    """
+    tfidf = TfidfEncoder().fit(pairs.source)
+    rows, words = tfidf.encode(pairs.source), tfidf.vectorizer.get_feature_names_out()
+    overall = np.asarray(rows.mean(0)).ravel()
+    chosen, weights = [], []
+    for name in topics:
+        members = [i for i, topic in enumerate(pairs.topic) if topic == name]
+        if not members:
+            raise ValueError(f"topics: no pair has the topic {name!r}")
+        apart = np.asarray(rows[members].mean(0)).ravel() - overall
+        best = np.argsort(-apart, kind="stable")[:k]
+        chosen += words[best].tolist()
+        weights.append(torch.from_numpy(apart[best]).float())
+    vectors = encoder.encode(chosen).reshape(len(topics), -1, encoder.encode(chosen[:1]).shape[1])
+    return F.normalize(torch.einsum("kw,kwd->kd", torch.stack(weights), vectors), dim=1)
 
 
 def topic_centroids(source: Float[Tensor, "n D"], topic: Int[Tensor, " n"], k: int = 0) -> Float[Tensor, "K D"]:

@@ -4,6 +4,6 @@ A family is a module with the functions `add_arguments(parser)`, `check(config)`
 `line(row)`; an objective names its family, `Objective.family`. A new kind of data is one more module.
 """
 
-from jepa_lab.families import images
+from jepa_lab.families import images, text
 
-FAMILIES = {"images": images}
+FAMILIES = {"images": images, "text": text}

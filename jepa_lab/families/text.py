@@ -1,0 +1,118 @@
+"""Runs on pairs of texts: train a steering predictor, search with it, beside the control rows.
+
+The seed of a run is the seed of its split too: the split moves the numbers more than the initial weights do, so the
+spread over seeds must hold it.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from inspect import signature
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from jepa_lab.data import text
+from jepa_lab.data.steering import SteeringConfig, SteeringDataset, keyword_vectors
+from jepa_lab.data.text_encoders import ENCODERS, build_text_encoder
+from jepa_lab.objectives import build_objective
+from jepa_lab.search import SearchTask, control_rows, model_rows
+from jepa_lab.training import Trainer, seed_all
+
+DATASETS = {"docstrings": text.docstring_pairs, "squad": text.squad_pairs}
+CONTROLS = ("baselines",)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Which pairs, how they are split and embedded. `settings` are keyword arguments of the loader; `split_by` topic
+    keeps the topics of the test out of the training."""
+
+    name: Literal["docstrings", "squad"] = "docstrings"
+    settings: dict[str, Any] | None = None
+    split_by: Literal["pair", "topic"] = "pair"
+    encoder: Literal[ENCODERS] = "lsa"
+    dim: int = 256
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The settings that only a run on pairs of texts has."""
+    parser.add_class_arguments(TextConfig, "data")
+    parser.add_class_arguments(SteeringConfig, "steering")
+    parser.add_argument("--controls", type=list[Literal[CONTROLS]], default=list(CONTROLS))
+
+
+def check(config: Namespace) -> None:
+    """Raises: ValueError for settings that the loader does not know."""
+    try:
+        signature(DATASETS[config.data.name]).bind(**(config.data.settings or {}))
+    except TypeError as error:
+        raise ValueError(f"data.settings of {config.data.name}: {error}") from error
+
+
+def run_seed(config: Namespace, parts: Namespace, seed: int) -> dict[str, Any]:
+    """Train one model on the split of this seed, and search the reported part with it and without it."""
+    data = TextConfig(**vars(config.data))
+    task = load_task(data, seed)
+    trainer_config = replace(parts.trainer, seed=seed)
+    seed_all(seed)
+    dataset = training_set(task, SteeringConfig(**vars(config.steering)), trainer_config)
+    objective = build_objective(config.objective.name, dataset.centroids, parts.objective, seed=seed)
+    trainer = Trainer(objective, dataset, trainer_config)
+    trainer.fit()
+    rows = control_rows(task, config.split) if config.controls else []
+    rows += model_rows(task, objective, config.objective.name, config.split)
+    return {"core_seconds": round(trainer.core_seconds, 2), "rows": rows}
+
+
+def load_task(data: TextConfig, seed: int) -> SearchTask:
+    """The pairs, embedded by an encoder that saw the training part of this seed's split alone."""
+    return _load_task(data.name, json.dumps(data.settings or {}), data.split_by, data.encoder, data.dim, seed)
+
+
+@lru_cache(maxsize=8)  # a sweep comes back to each split
+def _load_task(name: str, settings: str, split_by: str, encoder: str, dim: int, seed: int) -> SearchTask:
+    pairs = DATASETS[name](**json.loads(settings))
+    index = text.split(pairs, seed, split_by)
+    embedded = text.embed(pairs, index["train"], encoder, dim)
+    fitted = build_text_encoder(encoder, dim).fit(text.training_texts(pairs, index["train"]))
+    topics_of = Counter(name for name, _ in set(zip(pairs.name, pairs.topic, strict=True)))
+    ambiguous = torch.tensor([topics_of[name] > 1 for name in pairs.name])
+    return SearchTask(
+        embedded.question,
+        embedded.source,
+        pairs.topic_index,
+        pairs.pool[1],
+        index,
+        lexical=tuple(text.tfidf(pairs, index["train"])),
+        ambiguous=ambiguous if ambiguous.any() else None,
+        keywords=keyword_vectors(pairs.take(index["train"]), pairs.topics, fitted) if split_by == "pair" else None,
+        unseen_topics=split_by == "topic",
+    )
+
+
+def training_set(task: SearchTask, config: SteeringConfig, trainer_config) -> SteeringDataset:
+    """The training part of a task, for the trainer; topics are numbered anew where the part lacks some."""
+    train = task.parts["train"]
+    topic = task.topic[train]
+    if task.unseen_topics:
+        topic = torch.unique(topic, return_inverse=True)[1]
+    _, source_id = torch.unique(task.source_id[train], return_inverse=True)
+    return SteeringDataset(
+        task.question[train],
+        task.source[train],
+        topic,
+        task.keywords,
+        config,
+        source_id,
+        trainer_config.batch_size,
+        trainer_config.epochs,
+        trainer_config.seed,
+    )
+
+
+def line(rows: list[dict[str, Any]]) -> str:
+    """The rows of a run in one line of progress."""
+    return "recall@10 %: " + ", ".join(f"{row['method']} {100 * row['recall@10']:.1f}" for row in rows)
