@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepa_lab.data.steering import VARIANTS
+from jepa_lab.distributed import gather
 from jepa_lab.ema import SCHEDULES, EMAEncoder
 from jepa_lab.losses import centroid_loss, info_nce, prediction_loss, vicreg
 from jepa_lab.metrics import normalized_std, retrieval_metrics, retrieval_ranks
@@ -133,8 +134,8 @@ class Jasper(Objective):
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         loss, scale = self.config.loss, self._scale()
-        p = self.predict(batch["question"], batch["steering"])
-        y = self.target(batch["source"])
+        # Each loss is one over the batch, so several processes bring their rows together first.
+        p, y = gather(self.predict(batch["question"], batch["steering"])), gather(self.target(batch["source"]))
         parts, metrics = {}, {}
         if loss.prediction:
             parts["prediction"] = prediction_loss(p * scale, y * scale, target_norm="none")
@@ -142,16 +143,15 @@ class Jasper(Objective):
             parts["contrastive"], found = self._contrast(p, y, batch)
             metrics |= {f"contrastive_{name}": value for name, value in found.items()}
         if loss.centroid:
-            centroids = self.target(self.centroids)
             parts["centroid"], metrics["centroid_accuracy"] = centroid_loss(
-                p, centroids, batch["topic"], loss.centroid_temperature
+                p, self.target(self.centroids), gather(batch["topic"]), loss.centroid_temperature
             )
         if loss.vicreg:
             parts["vicreg"], _ = vicreg(p * scale, y * scale, loss.invariance, loss.variance, loss.covariance)
         total = sum(getattr(loss, name) * value for name, value in parts.items())
         metrics |= {name: value.detach() for name, value in parts.items()}
-        for i, name in enumerate(VARIANTS):
-            metrics[f"steering/{name}"] = (batch["steering_variant"] == i).float().mean()
+        variant = gather(batch["steering_variant"])
+        metrics |= {f"steering/{name}": (variant == i).float().mean() for i, name in enumerate(VARIANTS)}
         if len(y) > 1:
             metrics["target_std"] = normalized_std(y.detach())
         if self.target_encoder is not None:
@@ -159,15 +159,15 @@ class Jasper(Objective):
         return total, metrics
 
     def _contrast(self, p: Tensor, y: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, source = self.config.loss, batch["source_id"]
+        loss, source = self.config.loss, gather(batch["source_id"])
         hard = loss.hard_negatives and batch["negatives"].shape[1] > 0
         return info_nce(
             p,
             y,
-            self.target(batch["negatives"]) if hard else None,
+            gather(self.target(batch["negatives"])) if hard else None,
             loss.temperature,
             ignore=source[:, None] == source,
-            ignore_negatives=batch["negative_id"] == source[:, None] if hard else None,
+            ignore_negatives=gather(batch["negative_id"]) == source[:, None] if hard else None,
             in_batch=loss.in_batch,
         )
 
