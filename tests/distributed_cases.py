@@ -1,0 +1,190 @@
+"""What test_distributed.py runs in one process and in two: `python -m tests.distributed_cases RANK FOLDER`.
+
+A case is an objective and three global batches. One process trains on whole batches; rank r of N on the rows r::N, its
+gradients averaged by DistributedDataParallel.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from jepa_lab import distributed
+from jepa_lab.data.augment import Augmentation
+from jepa_lab.masking import MaskConfig
+from jepa_lab.nets import EncoderConfig, TokenEncoder, Tokens, Transformer, image_encoder
+from jepa_lab.objectives import OBJECTIVES, MomentumConfig, TwoView, build_objective
+
+WORLD = 2
+STEPS = 3
+TARGETS = ("ema", "stop_gradient", "none")
+REGULARISERS = ("none", "vicreg", "sigreg", "isotropy")
+MOMENTUM = MomentumConfig(start=0.8, end=0.9)  # the target encoder must move visibly within three steps
+CHANGES = Augmentation(crop=(0.5, 1.0), rotation=0.3, flip=0.5, brightness=0.2, contrast=0.2, noise=0.1)
+
+
+class SequenceTokenizer(nn.Module):
+    """Tokens with padding: a linear map of given vectors plus a learned position."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.embed = nn.Linear(3, dim)
+        self.position = nn.Embedding(16, dim)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tokens:
+        query = self.position.weight[: batch["x"].shape[1]].expand(len(batch["x"]), -1, -1)
+        return Tokens(self.embed(batch["x"]) + query, batch["valid"], query, batch["x"])
+
+
+def images(rows: int) -> list[dict[str, Tensor]]:
+    """Three batches; as the two ranks see them, `rows` even gives them equally many rows."""
+    generator = torch.Generator().manual_seed(rows)
+    return [
+        {
+            "image": torch.rand(rows, 1, 12, 12, generator=generator, dtype=torch.float64),
+            "label": torch.randint(10, (rows,), generator=generator),
+        }
+        for _ in range(STEPS)
+    ]
+
+
+def sequences() -> list[dict[str, Tensor]]:
+    """Nine rows of 10, 1, 6, ... real tokens. Rank 0 loses one row, which has none; two rows of rank 1, with one token
+    each, cannot be masked."""
+    generator = torch.Generator().manual_seed(0)
+    count = torch.tensor([10, 1, 6, 9, 0, 4, 8, 1, 5])
+    batches = images(len(count))
+    for batch in batches:
+        batch["x"] = torch.randn(len(count), 10, 3, generator=generator, dtype=torch.float64)
+        batch["valid"] = torch.arange(10) < count[:, None]
+    return batches
+
+
+def encoder(kind: str) -> TokenEncoder:
+    torch.manual_seed(0)
+    if kind == "sequences":
+        return TokenEncoder(SequenceTokenizer(8), Transformer(8, 1, 2), 8)
+    return image_encoder(images(64)[0]["image"].float(), EncoderConfig(patch=2, dim=8, depth=1, heads=2))
+
+
+def cases() -> dict[str, Callable[[], tuple[nn.Module, list[dict[str, Tensor]]]]]:
+    """Name -> a function that builds the objective, in float64, and its three global batches."""
+    found = {}
+
+    def add(name: str, kind: str, rows: int = 8, label: str = "", **settings) -> None:
+        def build():
+            objective = build_objective(name, encoder(kind), seed=1, **settings).double()
+            return objective, sequences() if kind == "sequences" else images(rows)
+
+        words = [kind if kind == "sequences" else f"{rows} images", label]
+        words += [str(value) for value in settings.values() if isinstance(value, str | float)]
+        found[" ".join([name, *filter(None, words)])] = build
+
+    for target in TARGETS:
+        for regulariser in REGULARISERS:
+            # 20 rows of the regulariser are fewer than there are: which ones must not depend on the processes.
+            regularised = {"target": target, "regulariser": regulariser, "regulariser_rows": 20, "momentum": MOMENTUM}
+            add("jepa", "images", **regularised)
+            add("jepa", "sequences", target_norm="batch", **regularised)
+    blocks = MaskConfig("multiblock", n_blocks=2, min_context=2)
+    for loss in ("smooth_l1", "mse", "cosine"):
+        add("jepa", "images", 7, "multiblock", mask=blocks, loss=loss, momentum=MOMENTUM)
+    for name in sorted(name for name, cls in OBJECTIVES.items() if issubclass(cls, TwoView)):
+        momentum = {"momentum": MOMENTUM} if name == "byol" else {}
+        add(name, "images", augmentation=CHANGES, head_norm="batch", label="augmented", **momentum)
+        add(name, "images", 7, augmentation=CHANGES, label="augmented", **momentum)
+        add(name, "sequences", views="mask", head_norm="batch", **momentum)
+        add(name, "sequences", views="complementary", head_norm="layer", **momentum)
+        add(name, "images", 7, views="mask", mask=MaskConfig("block", ratio=0.5), projection_dim=0, **momentum)
+    add("supervised", "images")
+    add("supervised", "images", 7)
+    add("supervised", "sequences")
+    return found
+
+
+def train(objective: nn.Module, batches: list[dict[str, Tensor]], parallel: bool = False) -> dict[str, Tensor]:
+    """Three steps of SGD: every loss, metric and gradient on the way, and the state at the end, under one name each."""
+    # Buffers copied from rank 0 at every step would hide that the ranks have different ones.
+    model = DistributedDataParallel(objective, broadcast_buffers=False) if parallel else objective
+    optimizer = torch.optim.SGD((p for p in objective.parameters() if p.requires_grad), lr=0.02)
+    seen = {}
+    for step, batch in enumerate(batches):
+        progress = step / len(batches)
+        objective.before_step(progress)
+        loss, metrics = model(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        seen[f"step {step} loss"] = loss.detach()
+        seen |= {f"step {step} metric {name}": value for name, value in metrics.items()}
+        seen |= {
+            f"step {step} gradient {n}": p.grad.clone() for n, p in objective.named_parameters() if p.requires_grad
+        }
+        optimizer.step()
+        objective.after_step(progress)
+    seen |= {f"state {n}": t.clone() for n, t in objective.state_dict().items() if isinstance(t, Tensor)}
+    return seen | {"generator": objective.generator.get_state()}
+
+
+def parts() -> dict[str, Tensor]:
+    """`gather`, `own`, `global_mean` and `BatchNorm` on ranks with different numbers of rows, one of them without any.
+
+    Each rank has a loss of its own, weighted with rank + 1: only an exchange that sums the gradients of all losses
+    gives the right one.
+    """
+    rank, seen = distributed.rank(), {}
+    weight = 1.0 + rank
+    for n in ((4, 2), (0, 3)):
+        z = torch.arange(2 * n[rank], dtype=torch.float64).view(-1, 2) + 100 * rank
+        z.requires_grad_()
+        whole = distributed.gather(z)
+        (weight * (whole * torch.arange(whole.numel()).view_as(whole)).sum()).backward()
+        seen |= {f"gather {n}": whole.detach(), f"gather {n} gradient": z.grad}
+        seen[f"own {n}"] = distributed.own(whole.detach(), len(z))
+        mean = z.detach().mean().requires_grad_()
+        total = distributed.global_mean(mean, z.numel())
+        (weight * total).backward()
+        seen |= {f"mean {n}": total.detach(), f"mean {n} gradient": mean.grad}
+    norm = distributed.BatchNorm(3).double()
+    x = rows(7)[rank::WORLD].clone().requires_grad_()
+    y = norm(x)
+    (y * rows(7).cos()[rank::WORLD]).sum().backward()
+    seen |= {"norm": y.detach(), "norm gradient": x.grad, "norm weight gradient": norm.weight.grad}
+    seen |= {f"norm {name}": value for name, value in norm.state_dict().items()}
+    try:
+        distributed.gather(torch.zeros(2, 3 + rank))
+    except ValueError as error:
+        seen["refused"] = torch.tensor(list(str(error).encode()))
+    return seen
+
+
+def rows(n: int) -> Tensor:
+    return torch.sin(torch.arange(3 * n, dtype=torch.float64) ** 2).view(n, 3) * 2 + 1
+
+
+def main(rank: int, folder: Path) -> None:
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor is not in older torch
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'rendezvous'}",
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(seconds=30),  # a rank that waits for an exchange the other never makes must fail, not hang
+    )
+    seen = {"parts": parts()}
+    for name, build in cases().items():
+        objective, batches = build()
+        mine = [{key: value[rank::WORLD] for key, value in batch.items()} for batch in batches]
+        seen[name] = train(objective, mine, parallel=True)
+    torch.save(seen, folder / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
