@@ -7,6 +7,7 @@ a signal and to do without; sources that are easily mistaken for the right one c
 Book: chapter 12.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,13 +18,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jepa_lab.data.negatives import TIERS, Tiers
 from jepa_lab.data.text import Pairs
 from jepa_lab.data.text_encoders import TextEncoder, TfidfEncoder
 
 VARIANTS = ("zero", "centroid", "keyword", "residual")
-TIERS = ("in_topic", "adjacent", "similar", "random")
-ADJACENT = 3  # how many of the nearest other topics count as adjacent
-SIMILAR = 32  # how many of the most similar sources of other topics the third tier draws from
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class SteeringConfig:
     refresh_every: int = 1
 
     def __post_init__(self):
+        if self.variant not in ("mix", *VARIANTS):
+            raise ValueError(f"steering.variant must be one of mix, {', '.join(VARIANTS)}, got {self.variant!r}")
         for name in ("zero_start", "zero_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"steering.{name} must lie in [0, 1], got {getattr(self, name)}")
@@ -114,8 +115,9 @@ class SteeringDataset:
         check_pairs(question, source, topic)
         if not 1 <= batch_size <= len(topic):
             raise ValueError(f"batch_size must lie in 1..{len(topic)}, the number of pairs, got {batch_size}")
-        if config.n_neg >= len(topic):
-            raise ValueError(f"steering.n_neg={config.n_neg} is larger than the pool of {len(topic) - 1} other sources")
+        pool = len(topic) if source_id is None else len(source_id.unique())
+        if config.n_neg >= pool:
+            raise ValueError(f"steering.n_neg={config.n_neg} is larger than the pool of {pool - 1} other sources")
         self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
         self.question, self.source, self.topic = F.normalize(question, dim=1), F.normalize(source, dim=1), topic
         self.source_id = torch.arange(len(topic)) if source_id is None else source_id
@@ -124,13 +126,15 @@ class SteeringDataset:
             raise ValueError(
                 f"keywords must be {tuple(self.centroids.shape)}, a row per topic, got {tuple(keywords.shape)}"
             )
+        if keywords is not None and not keywords.isfinite().all():
+            raise ValueError("keywords must be finite: look for NaN in the embeddings")
         if keywords is None and config.shares(0.5)[VARIANTS.index("keyword")] > 0:
             raise ValueError("keywords must be given for the keyword variant; set steering.keyword=0 to do without")
         self.keywords = None if keywords is None else F.normalize(keywords, dim=1)
         self.own_centroid = leave_one_out(self.source, topic, self.source_id)
         self.relevance = (self.question * self.source).sum(1)
         self.centroid_distance = 1 - (self.own_centroid * self.source).sum(1)
-        self._tiers = _Tiers(self.source, topic, self.centroids)
+        self._tiers = Tiers(self.source, topic, self.centroids)
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -147,8 +151,9 @@ class SteeringDataset:
         drawn_in = epoch // every * every if every else 0
         if getattr(self, "_drawn_in", None) != drawn_in:
             self._drawn_in = drawn_in
-            self.negative_tier = torch.tensor(self.config.slots(), dtype=torch.long).expand(len(self), -1)
-            self.negative = self._tiers.draw(self.config.slots(), _generator(self.seed, drawn_in, 1))
+            slots = self._tiers.possible(self.config.slots())
+            self.negative_tier = torch.tensor(slots, dtype=torch.long).expand(len(self), -1)
+            self.negative = self._tiers.draw(slots, _generator(self.seed, drawn_in, 1))
 
     def __getitem__(self, index: Int[Tensor, " B"]) -> dict[str, Tensor]:
         negative = self.negative[index]
@@ -170,7 +175,8 @@ class SteeringDataset:
         """The shuffled batches of an epoch; the last incomplete one is left out."""
         self.set_epoch(epoch)
         order = torch.randperm(len(self), generator=_generator(self.seed, epoch, 2))
-        return _Epoch(self, order)
+        # A copy holds what was drawn: an epoch stays what it is when another one is asked for before it is over.
+        return _Epoch(copy.copy(self), order)
 
 
 class _Epoch:
@@ -253,14 +259,16 @@ def leave_one_out(
 ) -> Float[Tensor, "n D"]:
     """For each source the unit mean of the *other* sources of its topic: its own would give the answer away.
 
-    Rows with the same `source_id` hold the same source; all of them are left out.
+    Rows with the same `source_id` hold the same source; all of them are left out, and in other means they count as
+    often as they occur. A source may occur in several topics.
 
     Shapes: source [n, D], topic and source_id [n] -> [n, D].
     Raises: ValueError for a topic with one source, which has no others.
     """
     if source_id is None:
         source_id = torch.arange(len(topic), device=topic.device)
-    copies = torch.bincount(source_id)[source_id]
+    _, same = torch.unique(torch.stack([topic, source_id]), dim=1, return_inverse=True)
+    copies = torch.bincount(same)[same]  # of this source in this topic
     alone = (torch.bincount(topic)[topic] == copies).nonzero().flatten()
     if len(alone):
         raise ValueError(
@@ -287,57 +295,6 @@ def check_pairs(question: Tensor, source: Tensor, topic: Tensor) -> None:
         bad = (~value.isfinite().all(1)).nonzero().flatten()
         if len(bad):
             raise ValueError(f"{name}: {len(bad)} embeddings are not finite, the first in row {int(bad[0])}")
-
-
-class _Tiers:
-    """Draws negatives, from the obvious to the confusable; never the pair's own row.
-
-    A topic too small for a tier falls back to random rows, so that every slot is filled.
-    """
-
-    def __init__(self, source: Tensor, topic: Tensor, centroids: Tensor):
-        self.n, self.topic = len(topic), topic
-        self.order = topic.argsort(stable=True)  # rows by topic; a topic is a stretch of it
-        self.count = torch.bincount(topic, minlength=len(centroids))
-        self.start = self.count.cumsum(0) - self.count
-        self.place = torch.empty_like(self.order)
-        self.place[self.order] = torch.arange(self.n)
-        near = (centroids @ centroids.T).masked_fill(self.count == 0, -torch.inf).fill_diagonal_(-torch.inf)
-        adjacent = min(ADJACENT, int((self.count > 0).sum()) - 1)
-        self.adjacent = near.topk(adjacent, dim=1).indices if adjacent else None
-        self.similar = self._similar(source, topic) if adjacent else None
-
-    def _similar(self, source: Tensor, topic: Tensor) -> Tensor:
-        most = self.n - int(self.count.max())  # every row has at least so many rows of other topics
-        parts = []
-        for rows in torch.arange(self.n).split(1024):
-            cosine = source[rows] @ source.T
-            parts.append(cosine.masked_fill(topic[rows, None] == topic, -torch.inf).topk(min(SIMILAR, most), 1).indices)
-        return torch.cat(parts)
-
-    def draw(self, slots: list[int], generator: torch.Generator) -> Int[Tensor, "n n_neg"]:
-        """One row index for each pair and slot; the slot's value is its tier."""
-        columns = []
-        for tier in slots:
-            u = torch.rand(self.n, generator=generator, dtype=torch.float64)
-            if TIERS[tier] == "in_topic":
-                columns.append(self._in_topic(u))
-            elif TIERS[tier] == "adjacent" and self.adjacent is not None:
-                which = torch.randint(self.adjacent.shape[1], (self.n,), generator=generator)
-                other = self.adjacent[self.topic, which]
-                columns.append(self.order[self.start[other] + (u * self.count[other]).long()])
-            elif TIERS[tier] == "similar" and self.similar is not None:
-                columns.append(self.similar.gather(1, (u * self.similar.shape[1]).long()[:, None])[:, 0])
-            else:
-                other = (u * (self.n - 1)).long()
-                columns.append(other + (other >= torch.arange(self.n)))  # over all rows but one's own
-        return torch.stack(columns, 1) if columns else torch.empty(self.n, 0, dtype=torch.long)
-
-    def _in_topic(self, u: Tensor) -> Tensor:
-        others = self.count[self.topic] - 1
-        offset = (u * others).long()
-        own = self.place - self.start[self.topic]
-        return self.order[self.start[self.topic] + offset + (offset >= own)]
 
 
 def _generator(seed: int, epoch: int, stream: int) -> torch.Generator:
