@@ -70,6 +70,9 @@ class MLPPredictor(nn.Module):
         return self.net(h)
 
 
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
 @dataclass(frozen=True)
 class SteeringPredictorConfig:
     """`num_layers` hidden layers of width `hidden_dim` in each encoder; 0 makes the whole predictor one linear map.
@@ -91,6 +94,8 @@ class SteeringPredictorConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"model.activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
 
 
 class SteeringPredictor(nn.Module):
@@ -130,8 +135,7 @@ class SteeringPredictor(nn.Module):
     def _layer(self, width: int) -> list[nn.Module]:
         c = self.config
         norm = [nn.LayerNorm(c.hidden_dim)] if c.layer_norm else []
-        activation = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}[c.activation]
-        return [nn.Linear(width, c.hidden_dim), *norm, activation(), nn.Dropout(c.dropout)]
+        return [nn.Linear(width, c.hidden_dim), *norm, ACTIVATIONS[c.activation](), nn.Dropout(c.dropout)]
 
     def forward(self, question: Float[Tensor, "B D"], steering: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         for name, value in {"question": question, "steering": steering}.items():
