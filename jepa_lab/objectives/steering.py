@@ -19,6 +19,9 @@ from jepa_lab.metrics import normalized_std, retrieval_metrics, retrieval_ranks
 from jepa_lab.objectives.base import Objective
 from jepa_lab.predictors import SteeringPredictor, SteeringPredictorConfig
 
+TARGETS = ("raw", "ema", "stop_gradient", "none")
+SCALES = ("sqrt_dim", "unit")
+
 
 @dataclass(frozen=True)
 class TargetConfig:
@@ -32,6 +35,16 @@ class TargetConfig:
     start: float = 0.996
     end: float = 0.999
     hidden_dim: int = 256
+
+    def __post_init__(self):
+        for name, known in {"target": TARGETS, "schedule": tuple(SCHEDULES)}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"ema.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name in ("start", "end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"ema.{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.hidden_dim < 1:
+            raise ValueError(f"ema.hidden_dim must be at least 1, got {self.hidden_dim}")
 
     def build(self):
         return (
@@ -67,6 +80,8 @@ class JasperLossConfig:
         for name in ("temperature", "centroid_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"loss.{name} must be positive, got {getattr(self, name)}")
+        if self.scale not in SCALES:
+            raise ValueError(f"loss.scale must be one of {', '.join(SCALES)}, got {self.scale!r}")
         if self.contrastive and not (self.in_batch or self.hard_negatives):
             raise ValueError("loss: the contrastive loss needs in_batch or hard_negatives, or both")
 
@@ -108,8 +123,8 @@ class Jasper(Objective):
     Represents: `query`, the prediction for question and steering; `source`, the target of a source.
 
     Metrics: the unweighted losses `prediction`, `contrastive`, `centroid`, `vicreg`, where their weight is not 0;
-    `centroid_accuracy`; `steering/...`, the share of each steering variant in the batch; `target_std`, the normalised
-    std of the targets (0 = collapsed); `tau`.
+    those of `info_nce` as `contrastive_...`; `centroid_accuracy`; `steering/...`, the share of each steering variant in
+    the batch; `target_std`, the normalised std of the targets (0 = collapsed); `tau`.
     Book: chapter 12.
 
     Args:
@@ -172,16 +187,28 @@ class Jasper(Objective):
         )
 
     def predict(self, question: Float[Tensor, "B D"], steering: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """The place where the source of a question should lie, in the space of `target`. Shapes: [B, D] -> [B, D]."""
+        """The place where the source of a question should lie, in the space of `target`. Shapes: [B, D] -> [B, D].
+
+        Raises: ValueError for embeddings of another width than the centroids.
+        """
+        self._check_width("question", question)
         return self.predictor(self.encoder(question), steering)
 
     def target(self, source: Float[Tensor, "*rest D"]) -> Float[Tensor, "*rest D"]:
         """Sources, negatives or centroids as the losses and the search see them, at unit length; with gradient only
-        when `ema.target` is `none`. Shapes: [..., D] -> [..., D]."""
+        when `ema.target` is `none`. Shapes: [..., D] -> [..., D].
+
+        Raises: ValueError for embeddings of another width than the centroids.
+        """
+        self._check_width("source", source)
         if self.target_encoder is not None:
             return F.normalize(self.target_encoder(source), dim=-1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.ema.target == "none"):
             return F.normalize(self.encoder(source), dim=-1)
+
+    def _check_width(self, name: str, x: Tensor) -> None:
+        if x.shape[-1] != self.centroids.shape[1]:
+            raise ValueError(f"{name} must have the centroids' width {self.centroids.shape[1]}, got {x.shape[-1]}")
 
     def _scale(self) -> float:
         return self.centroids.shape[1] ** 0.5 if self.config.loss.scale == "sqrt_dim" else 1.0
