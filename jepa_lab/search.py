@@ -8,6 +8,7 @@ Book: chapter 12.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -32,11 +33,13 @@ class SearchTask:
     """Questions, the sources that answer them, and what is known about the sources' topics.
 
     `parts` names the rows of each split. Centroids, and with them the steering, are made of training sources; a pair's
-    own source is left out of its own. With `unseen_topics` (parts that share no topic) a topic's centroid is the mean
-    of the topic's *other* sources, whatever part they are in: steering by a gallery. `lexical` are the TF-IDF rows of
-    questions and sources, unit length.
+    own source is left out of its own, and no source is in two parts. With `unseen_topics` (parts that share no topic)
+    a topic's centroid is the mean of the topic's *other* sources, whatever part they are in: steering by a gallery.
+    `lexical` are the TF-IDF rows of questions and sources, unit length; the other vectors are brought to unit length.
 
     Two pools are searched: `part`, the sources of the same part, and `all` sources.
+
+    Raises: ValueError as `SteeringDataset` does, and when a source is in two parts.
     Book: chapter 12.
     """
 
@@ -52,6 +55,10 @@ class SearchTask:
 
     def __post_init__(self):
         check_pairs(self.question, self.source, self.topic)
+        check_parts(self.source_id, self.parts)
+        for name in ("question", "source", "keywords"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, F.normalize(value, dim=1))
         train = self.parts["train"]
         if self.unseen_topics:
             own, centroids = (
@@ -63,6 +70,10 @@ class SearchTask:
             centroids = topic_centroids(self.source[train], self.topic[train], k)
             own = centroids[self.topic]
             own[train] = leave_one_out(self.source[train], self.topic[train], self.source_id[train])
+        if self.keywords is not None and self.keywords.shape != centroids.shape:
+            raise ValueError(
+                f"keywords must be {tuple(centroids.shape)}, a row per topic, got {tuple(self.keywords.shape)}"
+            )
         object.__setattr__(self, "centroids", centroids)
         object.__setattr__(self, "own_centroid", own)
 
@@ -104,10 +115,20 @@ class SearchTask:
         pool and returns [q, P]. `by_topic` searches the sources of the question's topic only."""
         pooled, rows = self.pool(pool, part), self.parts[part]
         right, found = self.right(part, pooled), []
+        topics_of = torch.zeros(int(self.source_id.max()) + 1, len(self.centroids), dtype=torch.bool)
+        topics_of[self.source_id, self.topic] = True  # a source may be in several
         for some in torch.arange(len(rows)).split(chunk):
-            allowed = self.topic[rows[some], None] == self.topic[pooled] if by_topic else None
+            allowed = topics_of[self.source_id[pooled]][:, self.topic[rows[some]]].T if by_topic else None
             found.append(ranks(scores(some, pooled), right[some], allowed))
         return torch.cat(found)
+
+
+def check_parts(source_id: Int[Tensor, " n"], parts: dict[str, Int[Tensor, " m"]]) -> None:
+    """Raises: ValueError when a source is in two parts: a centroid of training sources would hold a test's answer."""
+    for (one, rows), (other, others) in combinations(parts.items(), 2):
+        shared = source_id[rows][torch.isin(source_id[rows], source_id[others])]
+        if len(shared):
+            raise ValueError(f"parts: source_id {int(shared[0])} is in {one} and in {other}; keep a source in one part")
 
 
 def by_cosine(query: Float[Tensor, "Q D"], source: Float[Tensor, "n D"]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -196,7 +217,7 @@ def fit_ridge(task: SearchTask, penalty: float) -> Float[Tensor, "n D"]:
     mean_x, mean_y = x[train].mean(0), task.source[train].double().mean(0)
     a, b = x[train] - mean_x, task.source[train].double() - mean_y
     weights = torch.linalg.solve(a.T @ a + penalty * torch.eye(a.shape[1], dtype=a.dtype), a.T @ b)
-    return ((x - mean_x) @ weights + mean_y).float()
+    return ((x - mean_x) @ weights + mean_y).to(task.source.dtype)
 
 
 def _chance(task: SearchTask, part: str) -> Row:
@@ -213,11 +234,12 @@ def _chance(task: SearchTask, part: str) -> Row:
 
 def model_rows(task: SearchTask, objective: Jasper, method: str, part: str = "test") -> list[Row]:
     """A trained model steered in every way, with the filter on top, and mixed with TF-IDF scores."""
-    source = objective.represent({"source": task.source}, "source")
+    device = objective.centroids.device
+    source = objective.represent({"source": task.source.to(device)}, "source").cpu()
 
     def query(part: str, variant: str = "centroid") -> Tensor:
         batch = {"question": task.question[task.parts[part]], "steering": task.steering(part, variant)}
-        return objective.represent(batch, "query")
+        return objective.represent({key: value.to(device) for key, value in batch.items()}, "query").cpu()
 
     def scores(part: str, variant: str = "centroid") -> Callable:
         return by_cosine(query(part, variant), source)
