@@ -1,7 +1,6 @@
 """Run a configuration over its seeds and write one results file: the source of every table too long for a chapter."""
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from jsonargparse import Namespace
 
 from jepa_lab import __version__
 from jepa_lab.config import build, family, repetition, reread, stored
+from jepa_lab.files import write_atomic
 from jepa_lab.training import pick_device
 
 
@@ -115,14 +115,7 @@ def load_result(name: str, folder: str | Path = "../results") -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
     """Write to a temporary file beside `path`, then rename: a crash leaves the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(content, indent=1) + "\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def git_revision() -> str:

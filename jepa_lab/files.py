@@ -44,23 +44,21 @@ def cached(name: str, make: Callable[[], T], dump: Callable[[T], bytes], load: C
     The name has to change whenever the content would. A cache that is broken or cannot be written costs time,
     never a result: the value is made anew, with a warning.
 
-    Raises: what `make` raises. `load` says that the bytes are broken by a ValueError, KeyError or TypeError.
+    Raises: what `make` raises.
     Book: chapter 12.
     """
     path = cache_folder() / name
     try:
         return load(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the bytes may be anything, and each format has its own words for that
         _warn(f"{path} cannot be read ({_reason(error)}); its content is computed anew")
     value = make()
     try:
         write_atomic(path, dump(value))
     except OSError as error:
-        _warn(
-            f"{path} cannot be written ({_reason(error)}): set {CACHE_VARIABLE} to a folder that can, or wait each time"
-        )
+        _warn(f"{path} cannot be written ({_reason(error)}): set {CACHE_VARIABLE} to another folder, or wait each time")
     return value
 
 

@@ -9,26 +9,25 @@ Book: chapter 12.
 import hashlib
 import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.sparse import coo_array, csr_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from jepa_lab.data.docstrings import PACKAGES, RULES, python_files, read_entries, select
+from jepa_lab.data.docstrings import PACKAGES, RULES, harvest, python_files, select
 from jepa_lab.data.images import stratified_order
+from jepa_lab.data.squad import read_squad
 from jepa_lab.data.text_encoders import TfidfEncoder, build_text_encoder, name_to_words
 from jepa_lab.files import cached
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
 
 __all__ = [
     "CORPUS_SHA256", "PACKAGES", "Embedded", "Pairs", "Tfidf", "docstring_pairs", "embed", "name_to_words", "split",
@@ -36,10 +35,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Pairs.hash of docstring_pairs() with the versions of constraints.txt: a changed pin changes every number of the book.
-CORPUS_SHA256 = ""
-
-XQUAD_HOME = "https://github.com/google-deepmind/xquad"
-XQUAD_SHA256 = {"xquad.en.json": "e4c57d1c9143aaa1c5d265ba5987a65f4e69528d2a98f29d6e75019b10344f29"}
+CORPUS_SHA256 = "99b0905c2264878b16bd8de66eae3487d6c9df73eeed851dadd17714f327e079"
 
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
@@ -124,8 +120,7 @@ def docstring_pairs(
     files = [item for package in sorted(set(packages)) for item in python_files(package)]
 
     def parse() -> Pairs:
-        entries = (entry for module, path in files for entry in read_entries(module, path.read_bytes()))
-        chosen = select(entries, min_pairs, max_pairs)
+        chosen = select(harvest(files), min_pairs, max_pairs)
         if not chosen:
             raise ValueError(f"no topic of packages={tuple(packages)} has min_pairs={min_pairs} documented objects")
         return Pairs(*zip(*((entry.summary, entry.body, entry.topic, entry.name) for entry in chosen), strict=True))
@@ -164,38 +159,7 @@ def squad_pairs(root: str | Path | None = None, name: str = "xquad-en/xquad.en.j
     Paper: Rajpurkar et al., SQuAD, EMNLP 2016, arXiv:1606.05250; Artetxe et al., XQuAD, ACL 2020, arXiv:1910.11856.
     Book: chapter 12.
     """
-    root = root if root is not None else os.environ.get("JEPA_LAB_DATA") or None
-    if root is None:
-        raise FileNotFoundError(
-            f"{name} ({XQUAD_HOME}): no folder to look in; pass root=FOLDER or set the environment variable "
-            "JEPA_LAB_DATA"
-        )
-    path = Path(root) / name
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.name} not found in {path.parent}. Put the file of {XQUAD_HOME} there.")
-    content = path.read_bytes()
-    found, expected = hashlib.sha256(content).hexdigest(), XQUAD_SHA256.get(path.name)
-    if expected is not None and found != expected:
-        raise ValueError(f"{path} is corrupt: its sha256 is {found}, expected {expected}")
-    try:
-        data = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON, perhaps cut short: {error}") from error
-    try:
-        rows = [
-            (qa["question"], paragraph["context"], article["title"], str(qa["id"]))
-            for article in data["data"]
-            for paragraph in article["paragraphs"]
-            for qa in paragraph["qas"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} has not the schema of SQuAD v1.1 (data[].title, data[].paragraphs[].context, "
-            f"data[].paragraphs[].qas[].question and .id): {type(error).__name__} {error}"
-        ) from error
-    if not rows:
-        raise ValueError(f"{path} holds no question")
-    return Pairs(*zip(*rows, strict=True))
+    return Pairs(*zip(*read_squad(root, name), strict=True))
 
 
 def split(pairs: Pairs, seed: int, by: Literal["pair", "topic"] = "pair") -> dict[str, Int[Tensor, " m"]]:
@@ -229,9 +193,6 @@ def split(pairs: Pairs, seed: int, by: Literal["pair", "topic"] = "pair") -> dic
 
 def _linked_topics(pairs: Pairs) -> Int[Tensor, " n"]:
     """The group of each pair: topics that share a source belong to one group."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     topic, source = pairs.topic_index.numpy(), pairs.pool[1].numpy()
     n = len(pairs.topics) + int(source.max()) + 1
     links = coo_array((np.ones(len(pairs)), (topic, source + len(pairs.topics))), shape=(n, n))
@@ -249,8 +210,8 @@ class Embedded(NamedTuple):
 class Tfidf(NamedTuple):
     """Row i is pair i; sparse, unit norm."""
 
-    question: "csr_matrix"
-    source: "csr_matrix"
+    question: csr_matrix
+    source: csr_matrix
 
 
 def embed(
@@ -297,7 +258,8 @@ def training_texts(pairs: Pairs, fit_on: Int[Tensor, " m"]) -> list[str]:
             f"fit_on must hold rows in 0..{len(pairs) - 1}, got {int(fit_on.min())} to {int(fit_on.max())}"
         )
     rows = fit_on.tolist()
-    return [pairs.question[row] for row in rows] + [pairs.source[row] for row in rows]
+    # A paragraph with five questions is one text: its words must not count five times.
+    return [pairs.question[row] for row in rows] + list(dict.fromkeys(pairs.source[row] for row in rows))
 
 
 def tfidf(pairs: Pairs, fit_on: Int[Tensor, " m"]) -> Tfidf:
@@ -317,8 +279,5 @@ def _dump_embedded(embedded: Embedded) -> bytes:
 
 
 def _load_embedded(content: bytes) -> Embedded:
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            return Embedded(torch.from_numpy(stored["question"]), torch.from_numpy(stored["source"]))
-    except Exception as error:  # zipfile, zlib and numpy each have their own words for a broken file
-        raise ValueError(str(error)) from error
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        return Embedded(torch.from_numpy(stored["question"]), torch.from_numpy(stored["source"]))
