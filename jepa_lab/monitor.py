@@ -14,9 +14,12 @@ from torch import Tensor
 from jepa_lab.metrics import diagnose, mean_cosine, mean_norm_ratio, normalized_std
 from jepa_lab.report import CollapseReport
 from jepa_lab.spectra import spectral_entropy_rank, spectrum
+from jepa_lab.training_monitor import TrainingMonitor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+__all__ = ["CollapseMonitor", "TrainingMonitor", "measure"]
 
 # The normalised std fell by this factor from its highest value so far: an alarm. On digits, over 120 steps and five
 # seeds, it falls to below 1/15 when the targets carry gradient, and with an EMA never below 1/2.
