@@ -26,9 +26,6 @@ PACKAGES = (
     "IPython", "PIL", "fsspec", "ipywidgets", "matplotlib", "mpmath", "networkx", "numpy", "scipy", "sklearn", "torch",
 )  # fmt: skip
 
-# Raise it whenever a rule below changes: it is part of the name under which the corpus is cached.
-RULES = 1
-
 # Folders and files that are not part of what a package offers: tests, copies of other packages, and what only some
 # builds of the same version hold (numpy.distutils exists up to Python 3.11).
 SKIPPED_FOLDERS = {"tests", "test", "externals", "extern", "vendor", "vendored", "third_party", "distutils"}

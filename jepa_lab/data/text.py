@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -23,7 +24,8 @@ from scipy.sparse import coo_array, csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from jepa_lab.data.docstrings import PACKAGES, RULES, harvest, python_files, select
+from jepa_lab.data import docstrings, text_encoders
+from jepa_lab.data.docstrings import PACKAGES, harvest, python_files, select
 from jepa_lab.data.images import stratified_order
 from jepa_lab.data.squad import read_squad
 from jepa_lab.data.text_encoders import TfidfEncoder, build_text_encoder, name_to_words
@@ -128,12 +130,17 @@ def docstring_pairs(
     if not cache:
         return parse()
     stats = [(module, path.stat().st_size, path.stat().st_mtime_ns) for module, path in files]
-    key = _key(stats, RULES, sys.version_info[:2], min_pairs, max_pairs)
+    key = _key(stats, _code(docstrings), sys.version_info[:2], min_pairs, max_pairs)
     return cached(f"docstrings-{key}.json", parse, _dump_pairs, _load_pairs)
 
 
 def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+def _code(module: ModuleType) -> str:
+    """The code itself is part of a cache's name: a rule that changed must not find what the old one made."""
+    return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
 
 
 def _dump_pairs(pairs: Pairs) -> bytes:
@@ -241,7 +248,8 @@ def embed(
         return make()
     import sklearn
 
-    key = _key(pairs.hash, fit_on.tolist(), encoder, dim, RULES, sklearn.__version__, np.__version__)
+    code = _code(text_encoders)
+    key = _key(pairs.hash, fit_on.tolist(), encoder, dim, code, sklearn.__version__, np.__version__)
     return cached(f"embedded-{key}.npz", make, _dump_embedded, _load_embedded)
 
 
