@@ -15,27 +15,43 @@ alone and an exchange without gradient, give a smaller batch and a gradient N ti
 Rows have one order: row i of rank r comes before row i of rank r + 1 and after all rows i - 1, which puts the rows
 r::N of a batch back where they were. With one process, and in one, everything here returns its input.
 
-Every rank must reach every call, in the same order: a forward pass on one rank alone waits for the others for ever.
+Every rank must reach every call, in the same order: what one rank does by itself, such as an evaluation, waits for the
+others for ever, unless it is done within `alone()`. A rank needs a usable row of its own in every batch.
 
 Book: how to use this book.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+_alone = False
+
 
 def world_size() -> int:
-    """How many processes train together; 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """How many processes train together; 1 without a process group, and within `alone()`."""
+    return dist.get_world_size() if not _alone and dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Which of them this is, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process acts as if there were no other: for what one rank does while the others wait."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 class _AllSum(torch.autograd.Function):

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,6 +20,8 @@ from jepa_lab.data.augment import Augmentation
 from jepa_lab.masking import MaskConfig
 from jepa_lab.nets import EncoderConfig, TokenEncoder, Tokens, Transformer, image_encoder
 from jepa_lab.objectives import OBJECTIVES, MomentumConfig, TwoView, build_objective
+from jepa_lab.objectives.steering import Jasper, JasperConfig, TargetConfig
+from jepa_lab.predictors import SteeringPredictorConfig
 
 WORLD = 2
 STEPS = 3
@@ -65,6 +68,28 @@ def sequences() -> list[dict[str, Tensor]]:
     return batches
 
 
+def pairs(rows: int) -> list[dict[str, Tensor]]:
+    """Questions, sources, steering and negatives in 6 dimensions, with 3 topics; two rows share a source."""
+    generator = torch.Generator().manual_seed(rows)
+
+    def vectors(*shape: int) -> Tensor:
+        return F.normalize(torch.randn(*shape, 6, generator=generator, dtype=torch.float64), dim=-1)
+
+    return [
+        {
+            "question": vectors(rows),
+            "source": vectors(rows),
+            "steering": vectors(rows),
+            "negatives": vectors(rows, 2),
+            "topic": torch.randint(3, (rows,), generator=generator),
+            "source_id": torch.tensor([1, 1, *range(2, rows)]),
+            "negative_id": torch.randint(20, (rows, 2), generator=generator),
+            "steering_variant": torch.randint(4, (rows,), generator=generator),
+        }
+        for _ in range(STEPS)
+    ]
+
+
 def encoder(kind: str) -> TokenEncoder:
     torch.manual_seed(0)
     if kind == "sequences":
@@ -104,6 +129,19 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, list[dict[str, Tensor]]]]
     add("supervised", "images")
     add("supervised", "images", 7)
     add("supervised", "sequences")
+
+    def add_jasper(target: str, rows: int) -> None:
+        def build():
+            torch.manual_seed(0)
+            model = SteeringPredictorConfig(hidden_dim=8, dropout=0.0)
+            ema = TargetConfig(target, start=0.8, end=0.9, hidden_dim=8)
+            centroids = F.normalize(torch.randn(3, 6), dim=1)
+            return Jasper(centroids, JasperConfig(model, ema), seed=1).double(), pairs(rows)
+
+        found[f"jasper {rows} pairs {target}"] = build
+
+    for target, rows in zip(("raw", *TARGETS), (8, 7, 8, 7), strict=True):
+        add_jasper(target, rows)
     return found
 
 
@@ -131,7 +169,8 @@ def train(objective: nn.Module, batches: list[dict[str, Tensor]], parallel: bool
 
 
 def parts() -> dict[str, Tensor]:
-    """`gather`, `own`, `global_mean` and `BatchNorm` on ranks with different numbers of rows, one of them without any.
+    """`gather`, `own`, `global_mean` and `BatchNorm` on ranks with different numbers of rows, one of them without any,
+    and what one rank does while the other does not.
 
     Each rank has a loss of its own, weighted with rank + 1: only an exchange that sums the gradients of all losses
     gives the right one.
@@ -159,6 +198,9 @@ def parts() -> dict[str, Tensor]:
         distributed.gather(torch.zeros(2, 3 + rank))
     except ValueError as error:
         seen["refused"] = torch.tensor(list(str(error).encode()))
+    if rank == 0:
+        with distributed.alone():
+            seen["alone"] = distributed.gather(rows(3))
     return seen
 
 

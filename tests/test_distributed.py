@@ -1,5 +1,6 @@
 """Several processes: two give what one gives, and one pays nothing for it."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from torch import nn
 from jepa_lab import distributed
 from jepa_lab.data.augment import augment
 from jepa_lab.nets import MLP
+from jepa_lab.objectives import OBJECTIVES
 from tests import distributed_cases
 from tests.distributed_cases import CHANGES, WORLD, cases, rows, train
 
@@ -73,6 +75,10 @@ def test_a_share_of_a_batch_is_augmented_as_the_whole_batch_would():
     assert torch.equal(one.get_state(), other.get_state())  # and the generators stay in step
 
 
+def test_every_objective_is_compared():
+    assert {name.split()[0] for name in cases()} == set(OBJECTIVES)
+
+
 # ------------------------------------------------------------------------------------------------- two processes
 
 
@@ -105,7 +111,7 @@ def one_thread():
 def test_two_processes_give_losses_gradients_and_weights_of_one(ranks, one_thread):
     """Every objective in float64, with random masks and augmentations; one test, since the two processes run once.
 
-    Measured over all 60 cases: losses and metrics within 7e-14 of their size, weights within 7e-12, gradients within
+    Measured over all 64 cases: losses and metrics within 7e-14 of their size, weights within 7e-12, gradients within
     4e-11 (of a thousandth of the step's largest, for those that are zero but for rounding).
     """
     wrong, compared = [], 0
@@ -162,6 +168,22 @@ def test_batch_norm_of_two_processes_is_that_of_all_their_rows(ranks):
 def test_rows_of_another_size_are_refused_on_every_rank(ranks):
     for seen in ranks:
         assert "got [3, 4] on ranks 0, 1" in bytes(seen["parts"]["refused"].tolist()).decode()
+
+
+@pytest.mark.slow
+def test_one_rank_may_act_alone(ranks):
+    assert torch.equal(ranks[0]["parts"]["alone"], rows(3)) and "alone" not in ranks[1]["parts"]
+
+
+def test_alone_ends_where_it_ends(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    with contextlib.suppress(KeyError), distributed.alone():
+        with distributed.alone():
+            assert distributed.world_size() == 1
+        assert distributed.world_size() == 1
+        raise KeyError
+    assert distributed.world_size() == 4
 
 
 @pytest.mark.slow
