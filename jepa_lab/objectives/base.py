@@ -21,7 +21,7 @@ class Objective(nn.Module, ABC):
     family: ClassVar[str] = "images"  # the kind of data, and with it the settings, that a run from a config file has
     representations: ClassVar[tuple[str, ...]] = ("pooled", "tokens")
 
-    def __init__(self, encoder: TokenEncoder, seed: int = 0):
+    def __init__(self, encoder: nn.Module, seed: int = 0):
         super().__init__()
         self.encoder = encoder
         self.generator = torch.Generator().manual_seed(seed)
