@@ -217,7 +217,7 @@ def main(rank: int, folder: Path) -> None:
         init_method=f"file://{folder / 'rendezvous'}",
         rank=rank,
         world_size=WORLD,
-        timeout=timedelta(seconds=30),  # a rank that waits for an exchange the other never makes must fail, not hang
+        timeout=timedelta(seconds=120),  # a rank that waits for an exchange the other never makes must fail, not hang
     )
     seen = {"parts": parts()}
     for name, build in cases().items():
