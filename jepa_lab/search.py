@@ -180,34 +180,61 @@ def _tuned_row(task: SearchTask, method: str, part: str, make: Callable, values:
     return row(task, method, part, {pool: make(part, best[pool]) for pool in POOLS}, parameter=best)
 
 
+def tune_mix(
+    task: SearchTask, first: Callable[[str, str], Callable], second: Callable[[str, str], Callable]
+) -> dict[str, float]:
+    """For each pool the weight w of `STEPS` with the best mean reciprocal rank of first + w x second on validation.
+
+    `first(part, pool)` and `second(part, pool)` return scores. Both are computed once; only their sum is ranked anew.
+    """
+    best, rows = {}, torch.arange(len(task.parts["validation"]))
+    for pool in POOLS:
+        pooled = task.pool(pool, "validation")
+        right = task.right("validation", pooled)
+        a, b = first("validation", pool)(rows, pooled), second("validation", pool)(rows, pooled)
+        mrr = [retrieval_metrics(ranks(a + weight * b, right))["mrr"] for weight in STEPS]
+        best[pool] = STEPS[int(np.argmax(mrr))]
+    return best
+
+
+def _mixed_row(task: SearchTask, method: str, part: str, first: Callable, second: Callable) -> tuple[Row, Callable]:
+    """The row of first + w x second with w tuned, and its scores, to mix further."""
+    best = tune_mix(task, first, second)
+
+    def scores(part: str, pool: str) -> Callable:
+        return mixed(first(part, pool), second(part, pool), best[pool])
+
+    return row(task, method, part, {pool: scores(part, pool) for pool in POOLS}, parameter=best), scores
+
+
 def control_rows(task: SearchTask, part: str = "test") -> list[Row]:
     """What is reached without a model: by chance, by cosine, by arithmetic with the topic's centroid, by ridge
     regression, by words, and by a filter that is told the topic."""
-    rows = [_chance(task, part)]
-    q, c, s = task.question, task.own_centroid, task.source
+    q, s = task.question, task.source
 
     def of(query: Tensor) -> Callable:
-        return lambda part, *value: by_cosine(query[task.parts[part]], s)
+        return lambda part, pool: by_cosine(query[task.parts[part]], s)
 
-    plain = by_cosine(q[task.parts[part]], s)
-    rows.append(row(task, "cosine", part, dict.fromkeys(POOLS, plain)))
-    rows.append(_tuned_row(task, "centroid arithmetic", part, lambda part, a: of(q + a * c)(part), STEPS))
+    plain = dict.fromkeys(POOLS, of(q)(part, ""))
+    rows = [_chance(task, part), row(task, "cosine", part, plain)]
+    # cos(q + a c, s) ranks as q.s + a c.s does: the length of a query changes no order.
+    rows.append(_mixed_row(task, "centroid arithmetic", part, of(q), _centroid_scores(task))[0])
     ridge = {value: fit_ridge(task, value) for value in RIDGES}
-    rows.append(_tuned_row(task, "ridge [q; c]", part, lambda part, value: of(ridge[value])(part), RIDGES))
-    rows.append(row(task, "topic filter", part, dict.fromkeys(POOLS, plain), by_topic=True))
+    rows.append(_tuned_row(task, "ridge [q; c]", part, lambda part, value: of(ridge[value])(part, ""), RIDGES))
+    rows.append(row(task, "topic filter", part, plain, by_topic=True))
     if task.lexical is not None:
-        words = by_words(task, part)
-        rows.append(row(task, "TF-IDF", part, dict.fromkeys(POOLS, words)))
-        rows.append(
-            _tuned_row(
-                task,
-                "TF-IDF, steered",
-                part,
-                lambda part, a: mixed(by_words(task, part), by_cosine(c[task.parts[part]], s), a),
-                STEPS,
-            )
-        )
+        words = _word_scores(task)
+        rows.append(row(task, "TF-IDF", part, dict.fromkeys(POOLS, words(part, ""))))
+        rows.append(_mixed_row(task, "TF-IDF, steered", part, words, _centroid_scores(task))[0])
     return rows
+
+
+def _centroid_scores(task: SearchTask) -> Callable[[str, str], Callable]:
+    return lambda part, pool: by_cosine(task.own_centroid[task.parts[part]], task.source)
+
+
+def _word_scores(task: SearchTask) -> Callable[[str, str], Callable]:
+    return lambda part, pool: by_words(task, part)
 
 
 def fit_ridge(task: SearchTask, penalty: float) -> Float[Tensor, "n D"]:
@@ -251,16 +278,11 @@ def model_rows(task: SearchTask, objective: Jasper, method: str, part: str = "te
         rows.append(row(task, f"{method}, {variant}", part, dict.fromkeys(POOLS, scores(part, variant))))
     rows.append(row(task, f"{method} + filter", part, dict.fromkeys(POOLS, steered), by_topic=True))
     if task.lexical is not None:
-        steered_by_part = {name: scores(name) for name in {part, "validation"}}
-        rows.append(
-            _tuned_row(
-                task,
-                f"{method} + TF-IDF",
-                part,
-                lambda part, b: mixed(steered_by_part[part], by_words(task, part), b),
-                STEPS,
-            )
-        )
+        words, model = _word_scores(task), {name: scores(name) for name in {part, "validation"}}
+        rows.append(_mixed_row(task, f"{method} + TF-IDF", part, lambda part, pool: model[part], words)[0])
+        _, steered_words = _mixed_row(task, "TF-IDF, steered", part, words, _centroid_scores(task))
+        fused = _mixed_row(task, f"{method} + steered TF-IDF", part, steered_words, lambda part, pool: model[part])
+        rows.append(fused[0])
     return rows
 
 
