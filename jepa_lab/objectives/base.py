@@ -15,6 +15,7 @@ class Objective(nn.Module, ABC):
 
     `generator` draws everything random in the loss (masks, augmentations). It lives on the CPU, so that a seed gives
     the same draws on every device, and its state is saved with the weights, so that a resumed run goes on the same.
+    Several processes each draw for the rows of all and keep their own (`distributed.own`): the states stay equal.
     """
 
     Config: ClassVar[type]
