@@ -103,6 +103,14 @@ class SearchTask:
         code = torch.full((len(rows),), VARIANTS.index(variant))
         return steer(self.question[rows], self.own_centroid[rows], self.keywords, self.topic[rows], code)
 
+    def batch(self, part: str, variant: str = "centroid") -> dict[str, Tensor]:
+        """The pairs of a part with steering, as `Jasper.evaluate` takes them."""
+        rows = self.parts[part]
+        batch = {"question": self.question[rows], "source": self.source[rows], "source_id": self.source_id[rows]}
+        if not self.unseen_topics:  # the model has no centroid of a topic that it never saw
+            batch["topic"] = self.topic[rows]
+        return batch | {"steering": self.steering(part, variant)}
+
     def ranks(
         self,
         part: str,

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jepa_lab.data import text
 from jepa_lab.data.steering import SteeringConfig, SteeringDataset, keyword_vectors
 from jepa_lab.data.text_encoders import ENCODERS, build_text_encoder
+from jepa_lab.monitor import TrainingMonitor
 from jepa_lab.objectives import build_objective
 from jepa_lab.search import SearchTask, control_rows, model_rows
 from jepa_lab.training import Trainer, seed_all
@@ -53,18 +54,34 @@ def check(config: Namespace) -> None:
 
 
 def run_seed(config: Namespace, parts: Namespace, seed: int) -> dict[str, Any]:
-    """Train one model on the split of this seed, and search the reported part with it and without it."""
+    """Train one model on the split of this seed, and search the reported part with it and without it.
+
+    With `trainer.evaluate_every` the result also holds `curves`: training and validation metrics by epoch.
+    """
     data = TextConfig(**vars(config.data))
     task = load_task(data, seed)
     trainer_config = replace(parts.trainer, seed=seed)
     seed_all(seed)
     dataset = training_set(task, SteeringConfig(**vars(config.steering)), trainer_config)
     objective = build_objective(config.objective.name, dataset.centroids, parts.objective, seed=seed)
-    trainer = Trainer(objective, dataset, trainer_config)
+    held_out = task.batch("validation")
+    trainer = Trainer(objective, dataset, trainer_config, evaluate=lambda model: model.evaluate(held_out))
     trainer.fit()
     rows = control_rows(task, config.split) if config.controls else []
     rows += model_rows(task, objective, config.objective.name, config.split)
-    return {"core_seconds": round(trainer.core_seconds, 2), "rows": rows}
+    result = {"core_seconds": round(trainer.core_seconds, 2), "rows": rows}
+    if trainer_config.evaluate_every:
+        result["curves"] = curves(trainer)
+    return result
+
+
+def curves(trainer: Trainer) -> dict[str, list[int | float | None]]:
+    """The means of all training metrics and the validation metrics, by epoch, to five digits."""
+    history = TrainingMonitor.from_trainer(trainer).history
+    return {
+        name: [value if value is None or name == "epoch" else float(f"{value:.5g}") for value in column]
+        for name, column in history.items()
+    }
 
 
 def load_task(data: TextConfig, seed: int) -> SearchTask:
