@@ -28,12 +28,12 @@ from jepa_lab.data import docstrings, text_encoders
 from jepa_lab.data.docstrings import PACKAGES, harvest, python_files, select
 from jepa_lab.data.images import stratified_order
 from jepa_lab.data.squad import read_squad
-from jepa_lab.data.text_encoders import TfidfEncoder, build_text_encoder, name_to_words
+from jepa_lab.data.text_encoders import TextEncoder, TfidfEncoder, build_text_encoder, check_encoder, name_to_words
 from jepa_lab.files import cached
 
 __all__ = [
-    "CORPUS_SHA256", "PACKAGES", "Embedded", "Pairs", "Tfidf", "docstring_pairs", "embed", "name_to_words", "split",
-    "squad_pairs", "tfidf",
+    "CORPUS_SHA256", "PACKAGES", "Embedded", "Pairs", "Tfidf", "docstring_pairs", "embed", "fit_encoder",
+    "name_to_words", "split", "squad_pairs", "tfidf", "training_texts",
 ]  # fmt: skip
 
 # Pairs.hash of docstring_pairs() with the versions of constraints.txt: a changed pin changes every number of the book.
@@ -222,26 +222,24 @@ class Tfidf(NamedTuple):
 
 
 def embed(
-    pairs: Pairs,
-    fit_on: Int[Tensor, " m"],
-    encoder: str = "lsa",
-    dim: int = 256,
-    cache: bool = True,
+    pairs: Pairs, fit_on: Int[Tensor, " m"], encoder: str = "lsa", dim: int = 256, cache: bool = True
 ) -> Embedded:
     """Embed all questions and sources with an encoder that was fitted on the pairs `fit_on` alone.
 
     encoder="lsa" is TF-IDF and a truncated SVD of width `dim`; "minilm" needs the extra `[text]` and has its own width.
-    `text_encoders.LsaEncoder().fit(training_texts(pairs, fit_on))` is the same fit, for texts that come later.
+    The result is cached as `docstring_pairs` caches the texts. `fit_encoder` with the same arguments is the same
+    encoder, for texts that come later.
 
     Shapes: -> question [n, D], source [n, D], unit norm.
     Raises: ValueError if fit_on is empty or out of range, the encoder is unknown, or dim exceeds the rank; ImportError
         if the extra is missing.
     Book: chapter 12.
     """
-    texts = training_texts(pairs, fit_on)
+    check_encoder(encoder, dim)
+    training_texts(pairs, fit_on)  # bad rows are refused here, not only where the cache holds nothing
 
     def make() -> Embedded:
-        fitted = build_text_encoder(encoder, dim).fit(texts)
+        fitted = fit_encoder(pairs, fit_on, encoder, dim)
         return Embedded(fitted.encode(pairs.question), fitted.encode(pairs.source))
 
     if not cache:
@@ -251,6 +249,15 @@ def embed(
     code = _code(text_encoders)
     key = _key(pairs.hash, fit_on.tolist(), encoder, dim, code, sklearn.__version__, np.__version__)
     return cached(f"embedded-{key}.npz", make, _dump_embedded, _load_embedded)
+
+
+def fit_encoder(pairs: Pairs, fit_on: Int[Tensor, " m"], encoder: str = "lsa", dim: int = 256) -> TextEncoder:
+    """The encoder that `embed` uses, fitted on the pairs `fit_on`: its `encode` takes what a reader types.
+
+    Raises: as `embed`.
+    Book: chapter 12.
+    """
+    return build_text_encoder(encoder, dim).fit(training_texts(pairs, fit_on))
 
 
 def training_texts(pairs: Pairs, fit_on: Int[Tensor, " m"]) -> list[str]:

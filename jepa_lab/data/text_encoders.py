@@ -5,12 +5,14 @@
 Book: chapter 12.
 """
 
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
@@ -58,11 +60,20 @@ class TfidfEncoder:
             raise ValueError(f"texts: none of the {len(texts)} holds a word ({error})") from error
         return self
 
+    def knows(self, texts: Sequence[str]) -> Bool[Tensor, " n"]:
+        """Which texts share a word with the training texts; `encode` refuses the others."""
+        return torch.from_numpy(np.diff(self._rows(texts).indptr) > 0)
+
     def encode(self, texts: Sequence[str]) -> csr_matrix:
         """Raises: ValueError naming a text without a known word: it has no direction."""
-        rows = _fitted(self, "vectorizer").transform(texts)
+        rows = self._rows(texts)
         _check_directions(np.diff(rows.indptr) > 0, texts)
         return rows
+
+    def _rows(self, texts: Sequence[str]) -> csr_matrix:
+        if isinstance(texts, str) or len(texts) == 0:
+            raise ValueError(f"texts must be a sequence of at least one text, got {texts!r}")
+        return csr_matrix(_fitted(self, "vectorizer").transform(texts))
 
 
 class LsaEncoder:
@@ -75,8 +86,7 @@ class LsaEncoder:
     """
 
     def __init__(self, dim: int = 256):
-        if dim < 1:
-            raise ValueError(f"dim must be >= 1, got {dim}")
+        check_encoder("lsa", dim)
         self.dim = dim
 
     def fit(self, texts: Sequence[str]) -> "LsaEncoder":
@@ -95,12 +105,20 @@ class LsaEncoder:
             )
         # The seed is of the solver, not of the experiment; svd_flip inside fixes the signs.
         self.svd = TruncatedSVD(self.dim, random_state=0).fit(rows)
+        strength = self.svd.singular_values_
+        rank = int((strength > 1e-5 * strength[0]).sum())
+        if rank < self.dim:  # further directions would be noise of the solver
+            raise ValueError(f"dim must be <= {rank}, the rank of the TF-IDF rows of these texts, got {self.dim}")
         return self
 
     @property
     def explained_variance(self) -> float:
         """The share of the variance of the fitted TF-IDF rows that the directions keep."""
         return float(_fitted(self, "svd").explained_variance_ratio_.sum())
+
+    def knows(self, texts: Sequence[str]) -> Bool[Tensor, " n"]:
+        """Which texts share a word with the training texts; `encode` refuses the others."""
+        return _fitted(self, "tfidf").knows(texts)
 
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "n D"]:
         """Raises: ValueError naming a text without a known word: it has no direction."""
@@ -113,27 +131,51 @@ class LsaEncoder:
 class MiniLmEncoder:
     """A sentence encoder that others trained, through the optional extra `[text]`; `fit` changes nothing.
 
+    `model` is a folder or a public name. By default it is the folder `all-MiniLM-L6-v2` below the environment variable
+    JEPA_LAB_DATA where that exists, else the public model of that name, which is downloaded at first use (90 MB).
+
     Shapes: n texts -> [n, 384], unit norm, float32.
-    Raises: ImportError naming the extra if sentence-transformers is not installed.
+    Raises: ImportError naming the extra if sentence-transformers is not installed; OSError if there is no such model.
     Paper: Wang et al., MiniLM, NeurIPS 2020, arXiv:2002.10957.
     Book: chapter 12.
     """
 
-    def __init__(self, model: str = MINILM):
+    def __init__(self, model: str | Path | None = None):
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise ImportError(
                 'encoder "minilm" needs sentence-transformers: pip install "jepa-lab[text]", or use encoder="lsa"'
             ) from error
-        self.model = SentenceTransformer(model)
+        folder = Path(os.environ.get("JEPA_LAB_DATA", ""), MINILM.rpartition("/")[2])
+        model = str(model or (folder if folder.is_dir() else MINILM))
+        try:
+            self.model = SentenceTransformer(model)
+        except OSError as error:
+            raise OSError(
+                f"model {model!r} is not on this machine and could not be downloaded ({error}); pass MiniLmEncoder the "
+                'folder of a copy, or use encoder="lsa"'
+            ) from error
 
     def fit(self, texts: Sequence[str]) -> "MiniLmEncoder":
+        """Nothing to learn: other texts have done that."""
         return self
+
+    def knows(self, texts: Sequence[str]) -> Bool[Tensor, " n"]:
+        """All of them: unknown words are cut into known pieces."""
+        return torch.ones(len(texts), dtype=torch.bool)
 
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "n D"]:
         rows = self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
         return torch.as_tensor(np.asarray(rows, dtype=np.float32))
+
+
+def check_encoder(encoder: str, dim: int) -> None:
+    """Raises: ValueError naming the known encoders, or if dim < 1."""
+    if encoder not in ENCODERS:
+        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
+    if dim < 1:
+        raise ValueError(f"dim must be >= 1, got {dim}")
 
 
 TextEncoder = LsaEncoder | MiniLmEncoder
@@ -142,11 +184,10 @@ TextEncoder = LsaEncoder | MiniLmEncoder
 def build_text_encoder(encoder: str, dim: int = 256) -> TextEncoder:
     """The encoder of that name; `dim` is the width of "lsa", "minilm" has its own.
 
-    Raises: ValueError naming the known encoders.
+    Raises: as `check_encoder`; ImportError if the extra `[text]` is missing.
     Book: chapter 12.
     """
-    if encoder not in ENCODERS:
-        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
+    check_encoder(encoder, dim)
     return LsaEncoder(dim) if encoder == "lsa" else MiniLmEncoder()
 
 
