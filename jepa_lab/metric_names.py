@@ -14,8 +14,8 @@ STEERING = "steering/"
 # Terms of the losses of this package; a name made of such words alone is one of them, and so is all that says "loss".
 _TERMS = {
     "total", "objective", "prediction", "reconstruction", "contrastive", "centroid", "vicreg", "sigreg", "regulariser",
-    "regularizer", "invariance", "variance", "covariance", "redundancy", "alignment", "uniformity", "info", "nce",
-    "infonce", "nt", "xent", "cross", "entropy", "ce", "nll", "mse", "mae", "smooth", "l1", "jepa",
+    "regularizer", "invariance", "variance", "covariance", "redundancy", "alignment", "uniformity", "infonce",
+    "ntxent", "crossentropy", "ce", "nll", "mse", "mae", "smooth", "l1", "jepa",
 }  # fmt: skip
 _HIGHER = {
     "accuracy", "acc", "recall", "precision", "f1", "mrr", "map", "ndcg", "hits", "auc", "auroc", "auprc", "r2", "knn",
@@ -48,7 +48,9 @@ def is_loss(name: str) -> bool:
     words = _words(name)
     if name.startswith(STEERING) or _HIGHER.intersection(words):
         return False
-    return "loss" in words or "losses" in words or (bool(words) and _TERMS.issuperset(words))
+    if "loss" in words or "losses" in words or "".join(words) in _TERMS:  # such as cross_entropy
+        return True
+    return bool(words) and _TERMS.issuperset(words)
 
 
 def higher_is_better(name: str) -> bool | None:

@@ -77,6 +77,8 @@ def test_precision_is_that_of_what_was_given():
     third = torch.tensor(1, dtype=torch.float64) / 3
     row = logged({1: {"double": third, "single": third.float(), "number": 1 / 3}}).history
     assert row["double"] == row["number"] == [1 / 3] and row["single"] == [np.float32(1 / 3).item()] != row["number"]
+    row = logged({1: {"rows": torch.tensor(2**24 + 1), "loss": torch.tensor(0.5)}}).history
+    assert row["rows"] == [2**24 + 1]  # as a float32 beside the loss it would be even
 
 
 def test_no_graph_is_kept_and_later_writes_are_not_seen():
@@ -309,7 +311,9 @@ def test_from_history_checks_what_it_is_given():
 
 
 def test_names_say_which_end_is_best():
-    losses = "loss validation/loss total centroid_loss vicreg contrastive prediction vicreg/variance cross_entropy"
+    losses = (
+        "loss validation/loss total centroid_loss vicreg contrastive prediction vicreg/variance cross_entropy info_nce"
+    )
     assert all(is_loss(name) and higher_is_better(name) is False for name in losses.split())
     good = (
         "accuracy recall@1 validation/recall@10 mrr centroid_accuracy contrastive_accuracy knn_5 ndcg@10 loss_accuracy"
