@@ -205,6 +205,14 @@ def test_variants_negatives_and_order_are_drawn_apart():
         assert torch.corrcoef(torch.stack([one.double(), other.double()]))[0, 1].abs() < 0.2  # 4 s.e. of 400 pairs
 
 
+def test_a_pair_is_steered_anew_in_every_epoch():
+    """Equal shares: a pair keeps its variant by chance alone, 1/2 x 1/2 + 3 x 1/6 x 1/6 = 1/3 of the time."""
+    data = make(n=400, n_neg=0, zero_end=0.5)
+    before = data.variant
+    data.set_epoch(1)
+    assert (before == data.variant).float().mean().item() == pytest.approx(1 / 3, abs=0.1)  # 4 s.e.
+
+
 def test_an_epoch_serves_every_pair_once_in_another_order():
     data = make(n=60, batch_size=20)
     orders = [torch.cat([batch["source_id"] for batch in data(epoch)]) for epoch in range(3)]
