@@ -727,8 +727,8 @@ def collapse_run(seed, vicreg_weight):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_vicreg_on_the_normalised_target_prevents_the_collapse(seed):
-    """Measured over seeds 0 to 4, without and with: std 0.044 to 0.052 and 0.936 to 0.947, mean cosine of at least 0.997
-    and of 0.10 to 0.12. How well sources are found does not tell: a ranking is free of scale and offset."""
+    """Measured over seeds 0 to 4, without and with: std 0.044 to 0.052 and 0.936 to 0.947, mean cosine at least 0.997
+    and 0.10 to 0.12. How well sources are found does not tell: a ranking is free of scale and offset."""
     std, cosine_ = collapse_run(seed, 0.0)
     assert std < 0.1 and cosine_ > 0.95
     std, cosine_ = collapse_run(seed, 0.1)
