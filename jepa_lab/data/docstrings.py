@@ -122,9 +122,13 @@ def read_entries(module: str, source: bytes) -> Iterator[Entry]:
     # A docstring with a body spans lines, so it has triple quotes. A fifth of the files are skipped here, unparsed.
     if b'"""' not in source and b"'''" not in source:
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-        tree = ast.parse(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError) as error:  # a template, or a null byte
+        warnings.warn(f"{module} is left out of the corpus, it is not Python: {error}", RuntimeWarning, stacklevel=2)
+        return
     yield from _walk(tree, topic_of(module), "")
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -169,7 +169,7 @@ def squad_pairs(root: str | Path | None = None, name: str = "xquad-en/xquad.en.j
     return Pairs(*zip(*read_squad(root, name), strict=True))
 
 
-def split(pairs: Pairs, seed: int, by: Literal["pair", "topic"] = "pair") -> dict[str, Int[Tensor, " m"]]:
+def split(pairs: Pairs, seed: int, by: str = "pair") -> dict[str, Int[Tensor, " m"]]:
     """Rows of "train", "validation" and "test": 70, 10 and 20 % of the pairs, sorted.
 
     by="pair" cuts every topic in these shares. by="topic" gives whole topics away, so that the topics of the test are
@@ -246,8 +246,8 @@ def embed(
         return make()
     import sklearn
 
-    code = _code(text_encoders)
-    key = _key(pairs.hash, fit_on.tolist(), encoder, dim, code, sklearn.__version__, np.__version__)
+    fit = (fit_on.tolist(), dim, sklearn.__version__, np.__version__) if encoder == "lsa" else ()
+    key = _key(pairs.hash, encoder, fit, _code(text_encoders))
     return cached(f"embedded-{key}.npz", make, _dump_embedded, _load_embedded)
 
 

@@ -98,13 +98,14 @@ class LsaEncoder:
 
         self.tfidf = TfidfEncoder().fit(texts)
         rows = self.tfidf.encode(texts)
-        if self.dim > min(rows.shape):
+        if self.dim >= min(rows.shape):
             raise ValueError(
-                f"dim must be <= {min(rows.shape)} ({rows.shape[0]} texts with {rows.shape[1]} different words), "
+                f"dim must be < {min(rows.shape)} ({rows.shape[0]} texts with {rows.shape[1]} different words), "
                 f"got {self.dim}"
             )
-        # The seed is of the solver, not of the experiment; svd_flip inside fixes the signs.
-        self.svd = TruncatedSVD(self.dim, random_state=0).fit(rows)
+        # The default solver is a randomised one, and the spectrum of text is flat: its directions depend on the seed.
+        # This one is exact; the seed is where its iteration starts, and the signs are fixed inside.
+        self.svd = TruncatedSVD(self.dim, algorithm="arpack", random_state=0).fit(rows)
         strength = self.svd.singular_values_
         rank = int((strength > 1e-5 * strength[0]).sum())
         if rank < self.dim:  # further directions would be noise of the solver
