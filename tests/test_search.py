@@ -464,8 +464,8 @@ def planted(seed):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_trained_model_uses_the_steering(seed):
-    """Recall@1 among all 160, measured over seeds 0 to 4: MEASURED (1/4 is knowing the
-    thing and guessing the topic)."""
+    """Recall@1 among all 160, measured over seeds 0 to 4: 1.0 steered, 0.08 to 0.15 unsteered, 0 steered to a wrong
+    topic. Who knows the thing and guesses the topic has 1/4."""
     task = planted(seed)
     data = training_set(task, STEERING, TrainConfig(epochs=30, batch_size=50, seed=seed))
     model_config = SteeringPredictorConfig(hidden_dim=32, num_layers=1)

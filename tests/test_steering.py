@@ -738,8 +738,8 @@ def test_vicreg_on_the_normalised_target_prevents_the_collapse(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_vicreg_before_the_normalisation_does_not_hold(seed, monkeypatch):
-    """Variance is free of offsets, a direction is not: the encoder adds a constant, every feature still varies as asked,
-    and all directions are nearly one. Measured over seeds 0 to 2: std 0.27 to 0.28, mean cosine 0.92 to 0.93; with the
+    """Variance is free of offsets, a direction is not: the encoder adds a constant, every feature varies as asked, and
+    all directions are nearly one. Measured over seeds 0 to 2: std 0.27 to 0.28, mean cosine 0.92 to 0.93; with the
     same terms on the normalised target, 1.00 and 0.00."""
     encoded = []
     plain = ResidualEncoder.forward

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
 
 from jepa_lab.data import text
 from jepa_lab.data.steering import SteeringConfig, SteeringDataset, keyword_vectors
@@ -93,6 +94,7 @@ def load_task(data: TextConfig, seed: int) -> SearchTask:
 def _load_task(name: str, settings: str, split_by: str, encoder: str, dim: int, seed: int) -> SearchTask:
     pairs = DATASETS[name](**json.loads(settings))
     index = text.split(pairs, seed, split_by)
+    check_topics(pairs, index["train"] if split_by == "pair" else torch.arange(len(pairs)))
     embedded = text.embed(pairs, index["train"], encoder, dim)
     fitted = build_text_encoder(encoder, dim).fit(text.training_texts(pairs, index["train"]))
     topics_of = Counter(name for name, _ in set(zip(pairs.name, pairs.topic, strict=True)))
@@ -108,6 +110,17 @@ def _load_task(name: str, settings: str, split_by: str, encoder: str, dim: int, 
         keywords=keyword_vectors(pairs.take(index["train"]), pairs.topics, fitted) if split_by == "pair" else None,
         unseen_topics=split_by == "topic",
     )
+
+
+def check_topics(pairs: text.Pairs, rows: Tensor) -> None:
+    """Raises: ValueError naming a topic with fewer than two sources in these rows: one has no others to steer by."""
+    sources = Counter(topic for topic, _ in {(pairs.topic[row], pairs.source[row]) for row in rows.tolist()})
+    few = [topic for topic in pairs.topics if sources[topic] < 2]
+    if few:
+        raise ValueError(
+            f"data: topic {few[0]!r} has {sources[few[0]]} of the sources that centroids are made of, and {len(few)} "
+            "topics have fewer than 2; leave them out"
+        )
 
 
 def training_set(task: SearchTask, config: SteeringConfig, trainer_config) -> SteeringDataset:
