@@ -248,7 +248,8 @@ def test_selection_does_not_depend_on_the_order():
     assert select(entries, 20, 30) == once == sorted(once)
     assert Counter(e.topic for e in once) == {"p.0": 30, "p.1": 30, "p.2": 30}
     # The cut is a draw over the whole topic, not its first entries in the alphabet, and a smaller cut is part of it.
-    assert once != select(entries, 1, 200)[:30]
+    first = [e for e in sorted(entries) if e.topic == "p.0"][:30]
+    assert len(set(first) & set(once)) < 25
     assert set(select(entries, 20, 25)) < set(once)
 
 
@@ -262,7 +263,8 @@ def test_repeats_and_small_topics_are_dropped():
         Entry("p.c", "i", "Third summary", body("i")),
     ]
     assert [(e.topic, e.path) for e in select(entries, 1, 9)] == [("p.a", "f"), ("p.b", "h"), ("p.c", "i")]
-    assert select(entries * 3, 1, 9) == select(entries, 1, 9)
+    for seed in range(9):
+        assert select(random.Random(seed).sample(entries * 3, 15), 1, 9) == select(entries, 1, 9)
     assert select(entries, 2, 9) == []
 
 
@@ -378,6 +380,15 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
+        files.write_atomic(path, b"new, and longer")
+    assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["x.bin"]
+    monkeypatch.undo()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)  # the last moment before the new file counts
+    with pytest.raises(KeyboardInterrupt):
         files.write_atomic(path, b"new, and longer")
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["x.bin"]
 
