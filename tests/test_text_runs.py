@@ -90,6 +90,7 @@ def test_a_run_writes_control_rows_and_model_rows(tiny, capsys):
     assert one[1]["mrr"] != two[1]["mrr"]  # another seed is another split, which the cosine shows
 
 
+@pytest.mark.slow
 def test_a_run_repeats(tiny):
     assert main(command(tiny)) == 0
     first = result(tiny)
@@ -122,6 +123,7 @@ def test_a_sweep_has_its_controls_once(tiny):
     assert [len(run["rows"]) for run in runs] == [len(CONTROLS) + len(MODEL), len(MODEL)]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(tiny, monkeypatch):
     run_seed, trained = experiment.run_seed, []
 
@@ -139,6 +141,7 @@ def test_an_interrupted_run_goes_on(tiny, monkeypatch):
     assert trained == [0, 1] and result(tiny)["runs"][0] == kept[0] and len(result(tiny)["runs"]) == 2
 
 
+@pytest.mark.slow
 def test_chosen_on_validation_when_asked(tiny):
     assert main(command(tiny, "--split=validation")) == 0
     on_validation = {row["method"]: row["mrr"] for row in result(tiny)["runs"][0]["rows"]}
