@@ -37,6 +37,8 @@ _ALIASES = {
     "raw": "raw input",
     "latentprediction": "JEPA",  # the two families of chapter 02, in the colours of their best-known members
     "pixelprediction": "MAE",
+    "jasper": "JEPA",  # the JEPA of chapter 12, and what it starts from
+    "cosine": "raw input",
 }
 DASHES = {
     "chance": (0, (1, 2)),
