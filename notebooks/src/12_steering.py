@@ -1,19 +1,19 @@
 # %% [markdown]
 # # Steering
 #
-# **Claim.** A question and a hint about *where* to look find more than the question alone. How to combine the two is learned in
-# seconds, and what is learned is soft: a wrong hint costs a little, where a filter with the wrong topic finds nothing.
+# **Claim.** A question and a hint about *where* to look find more than the question alone. How to combine the two is learned
+# in seconds, and what is learned is soft: a wrong hint costs a little, where a filter with the wrong topic finds nothing.
 
 # %% [markdown]
 # :::{admonition} At a glance
 # :class: tip
-# - **Goals**: compute a rank, recall@k and MRR by hand; build a steering vector that does not give the answer away; write InfoNCE
-#   with hard negatives; read the table of a search without being fooled; cause a collapse that recall notices late; decide
-#   between a hint and a filter.
+# - **Goals**: compute a rank, recall@k and MRR by hand; build a steering vector that does not give the answer away; write
+#   InfoNCE with hard negatives; read the table of a search without being fooled; cause a collapse that recall notices late;
+#   decide between a hint and a filter.
 # - **Prerequisites**: [Contrastive learning](04_contrastive), [Target encoders](05_target_encoders) and
 #   [VICReg](07_vicreg_and_sigreg). Terms are in the [glossary](../book/glossary.md).
-# - **Cost**: about a minute of CPU time on one thread, under 1 GB of memory; some seconds more the first time, when the texts are
-#   collected. The last cell prints what it measured.
+# - **Cost**: about a minute of CPU time on one thread, under 1 GB of memory; some seconds more the first time, when the texts
+#   are collected. The last cell prints what it measured.
 # - **Seeds**: live runs use split 0 and seed 0. Tables hold five splits of the data, each with a model of its own.
 # :::
 
@@ -30,13 +30,13 @@ seed_all(0)
 # %% [markdown]
 # ## The data
 #
-# So far an encoder predicted one part of a picture from another. Now both parts are texts, and the prediction is put to use, in a
-# **search**: somebody asks, and somewhere in a pile of texts lies the one that answers. The text that is asked with is the *question*, the
-# one that answers is its *source*.
+# So far an encoder predicted one part of a picture from another. Now both parts are texts, and the prediction is put to use,
+# in a **search**: somebody asks, and somewhere in a pile of texts lies the one that answers. The text that is asked with is
+# the *question*, the one that answers is its *source*.
 #
-# Where do we find thousands of such pairs without a network? In the packages that are installed beside this book. A docstring begins
-# with a line that says what a function does, and goes on with the details. The first line is our question, the rest its source. The
-# **topic** of a pair is the subpackage that it comes from.
+# Where do we find thousands of such pairs without a network? In the packages that are installed beside this book. A docstring
+# begins with a line that says what a function does, and goes on with the details. The first line is our question, the rest
+# its source. The **topic** of a pair is the subpackage that it comes from.
 
 # %%
 from collections import Counter
@@ -57,9 +57,9 @@ for i in torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[
 # %% [markdown]
 # ### From text to vector
 #
-# Count the words of a text, and give each a weight: high when the text repeats it, low when every text has it. That is **TF-IDF**,
-# term frequency times inverse document frequency {cite}`salton1988weighting`. A word that stands $c > 0$ times in a text, and in $m$ of
-# all $n$ texts, gets
+# Count the words of a text, and give each a weight: high when the text repeats it, low when every text has it. That is
+# **TF-IDF**, term frequency times inverse document frequency {cite}`salton1988weighting`. A word that stands $c > 0$ times in
+# a text, and in $m$ of all $n$ texts, gets
 #
 # ```{math}
 # :label: eq-tfidf
@@ -68,10 +68,11 @@ for i in torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[
 #
 # and the vector of all words is brought to length 1. Below, by hand, on three texts.
 #
-# Such a vector has thousands of columns, and texts without a common word have nothing in common. **Latent semantic analysis**, LSA,
-# squeezes it {cite}`deerwester1990lsa`: of the TF-IDF vectors of all training texts take the singular value decomposition, and keep the
-# directions in which the texts vary most. Words that keep the same company then point the same way. Ours keeps 256 directions and brings
-# the result to length 1. LSA is the **encoder** of this chapter. It is fitted first, on the training texts alone.
+# Such a vector has thousands of columns, and texts without a common word have nothing in common. **Latent semantic
+# analysis**, LSA, squeezes it {cite}`deerwester1990lsa`: of the TF-IDF vectors of all training texts take the singular value
+# decomposition, and keep the directions in which the texts vary most. Words that keep the same company then point the same
+# way. Ours keeps 256 directions and brings the result to length 1. LSA is the **encoder** of this chapter. It is fitted
+# first, on the training texts alone.
 
 # %%
 from math import log
@@ -120,13 +121,13 @@ for word in ("matrix", "graph", "device"):
 # %% [markdown]
 # ### The search, in a picture
 #
-# Nearness is the **cosine** of two vectors: of unit vectors, their dot product. To search is to sort all sources by their cosine with
-# the question.
+# Nearness is the **cosine** of two vectors: of unit vectors, their dot product. To search is to sort all sources by their
+# cosine with the question.
 #
-# Below is one question of the test split: of those that a hint brings to the first place, the one that was furthest down without it. The
-# best case, then; the worst comes soon. The cell prints what the search finds without a hint. Then it draws all sources at once. To the
-# right: more similar to the question. Upwards: more similar to the mean source of the question's topic. **Predict**: where is the right
-# one?
+# Below is one question of the test split: of those that a hint brings to the first place, the one that was furthest down
+# without it. The best case, then; the worst comes soon. The cell prints what the search finds without a hint. Then it draws
+# all sources at once. To the right: more similar to the question. Upwards: more similar to the mean source of the question's
+# topic. **Predict**: where is the right one?
 
 # %% mystnb={"image": {"alt": "All sources as dots. The horizontal axis is the cosine with the question, the vertical one the cosine with the mean of its topic. The five crosses furthest to the right lie low. The dots of the topic lie high, and the right source is ringed among them, in the middle from left to right. Many dots lie right of the dotted vertical line through it; hardly any lie beyond the slanted dashed line through it."}}
 from jepa_lab.ranking import ranks
@@ -154,8 +155,9 @@ ax.figure.legend(loc="outside right upper")
 ax.figure
 
 # %% [markdown]
-# The first answers share words with the question and come from elsewhere. Many sources lie to the right of the right one; knowing
-# the topic, one sorts along both axes. Everything that follows is about how to do that well, and what happens when the topic is wrong.
+# The first answers share words with the question and come from elsewhere. Many sources lie to the right of the right one;
+# knowing the topic, one sorts along both axes. Everything that follows is about how to do that well, and what happens when
+# the topic is wrong.
 #
 # ### Ranks
 #
@@ -164,15 +166,16 @@ ax.figure
 # - **recall@k**: the share of questions whose right source is among the first $k$;
 # - **MRR**, mean reciprocal rank: the mean of $1 / \text{rank}$. A second place counts half.
 #
-# One detail decides whether these numbers can be trusted. What if sources *tie*? With $b$ better ones and $e$ equal ones, itself included,
+# One detail decides whether these numbers can be trusted. What if sources *tie*? With $b$ better ones and $e$ equal ones,
+# itself included,
 #
 # ```{math}
 # :label: eq-rank
 # \text{rank} = 1 + b + \frac{e - 1}{2} ,
 # ```
 #
-# the mean of the places that they share. Three questions with four sources each; in the last row all scores are equal, as in a model that
-# says the same to everything:
+# the mean of the places that they share. Three questions with four sources each; in the last row all scores are equal, as in
+# a model that says the same to everything:
 
 # %%
 from jepa_lab.ranking import mean_reciprocal_rank, recall_at
@@ -193,12 +196,12 @@ for name, r in {"the best place": 1.0 + better, "the mean": rank}.items():
 #
 # ## When a name is ambiguous
 #
-# Programmers reuse names. How many stand in two topics or more? And what happens if one searches by the *name* alone, split into words,
-# as one would type it?
+# Programmers reuse names. How many stand in two topics or more? And what happens if one searches by the *name* alone, split
+# into words, as one would type it?
 #
 # The simplest way to use a hint: add the topic's mean to the question, at full length. For every held-out pair with an
-# ambiguous name we search all sources three times: without a hint, with its own topic, and with another topic that has the name
-# too. **Predict** the order of the three.
+# ambiguous name we search all sources three times: without a hint, with its own topic, and with another topic that has the
+# name too. **Predict** the order of the three.
 
 # %%
 from jepa_lab.data.text_encoders import name_to_words
@@ -243,8 +246,8 @@ ends = found["no hint"][cases], found["right topic"][cases]
 plot_rank_bars(labels, *ends, names=("no hint", "right topic"))
 
 # %% [markdown]
-# The rule for what is shown is in the cell: the seven largest gains and the largest loss. Most sources move up, and not all of them: a mean
-# is a crude hint, and a source that is untypical of its topic is moved away from.
+# The rule for what is shown is in the cell: the seven largest gains and the largest loss. Most sources move up, and not all
+# of them: a mean is a crude hint, and a source that is untypical of its topic is moved away from.
 #
 # Try it. Type any words, such as `"null space"` or `"convolve"`, and run the cell; set `where` to any topics.
 
@@ -264,8 +267,8 @@ for topic in [None, *where]:
 # %% [markdown]
 # ## Steering vectors
 #
-# A hint must be a vector, the **steering vector** $s$. With the question $q$, and the **centroid** $c$, the mean of the sources
-# of the topic brought to length 1, this chapter knows four:
+# A hint must be a vector, the **steering vector** $s$. With the question $q$, and the **centroid** $c$, the mean of the
+# sources of the topic brought to length 1, this chapter knows four:
 #
 # ```{math}
 # :label: eq-steering
@@ -275,14 +278,14 @@ for topic in [None, *where]:
 # s_{\mathrm{residual}} = \frac{c - q}{\lVert c - q \rVert} .
 # ```
 #
-# *Zero* is no hint. *Keyword* is the mean of the vectors $x_w$ of the ten words that set the topic apart, weighted by how much they do
-# ($\omega_w$): what somebody could write down who has not seen the sources. *Residual* points from the question to the centroid. (The
-# letters $q$, $s$, $c$, $p$, $y$ are local to this chapter.)
+# *Zero* is no hint. *Keyword* is the mean of the vectors $x_w$ of the ten words that set the topic apart, weighted by how
+# much they do ($\omega_w$): what somebody could write down who has not seen the sources. *Residual* points from the question
+# to the centroid. (The letters $q$, $s$, $c$, $p$, $y$ are local to this chapter.)
 #
-# In training there is a trap. The pair's own source is part of the mean of its topic, so $c$ gives a bit of the answer away. The remedy
-# is **leave-one-out**: the mean of the *other* sources. First in the plane, with a topic of three sources of which $y$ is the right
-# one. Then on the training questions: search with $q + c$, with the mean of all and with the mean of the others. **Predict**: do
-# large or small topics give more away?
+# In training there is a trap. The pair's own source is part of the mean of its topic, so $c$ gives a bit of the answer away.
+# The remedy is **leave-one-out**: the mean of the *other* sources. First in the plane, with a topic of three sources of which
+# $y$ is the right one. Then on the training questions: search with $q + c$, with the mean of all and with the mean of the
+# others. **Predict**: do large or small topics give more away?
 
 # %% mystnb={"image": {"alt": "The unit circle. The question q lies on the right; of the sources y lies above it, 2 and 3 on the left. The centroid of all three lies between y and 2, the leave-one-out centroid c between 2 and 3. An arrow of length one starts at q and points left and up, towards c: the residual steering vector."}}
 from jepa_lab.data.steering import leave_one_out, steer, topic_centroids
@@ -325,14 +328,14 @@ assert leak[0] > 1.5 * leak[1] > 0
 print("a small mean gives more away")
 
 # %% [markdown]
-# A model that trains with the leak learns to trust it, and finds it gone in the test. So: centroids of training sources only, and
-# leave-one-out in training.
+# A model that trains with the leak learns to trust it, and finds it gone in the test. So: centroids of training sources only,
+# and leave-one-out in training.
 #
 # ### A curriculum
 #
 # If every training question has its centroid, what about a test question without a hint? A **curriculum**
-# {cite}`bengio2009curriculum` changes the training data along the way: many questions without a hint at first, few at the end. For every
-# pair and epoch the variant is drawn anew; what is drawn depends on the seed and the epoch alone.
+# {cite}`bengio2009curriculum` changes the training data along the way: many questions without a hint at first, few at the
+# end. For every pair and epoch the variant is drawn anew; what is drawn depends on the seed and the epoch alone.
 
 # %% mystnb={"image": {"alt": "Stacked areas over ten epochs, the share of the questions by steering variant. The share of zero falls from a half to a tenth, the shares of centroid, keyword and residual grow alike."}}
 from dataclasses import replace
@@ -353,8 +356,8 @@ for epoch in range(recipe.trainer.epochs):
 monitor.plot_steering_distribution()
 
 # %% [markdown]
-# Is the mix worth it? On the validation questions training with the centroid alone did better, so the recipe of this chapter uses
-# that; further down a table says what the mix costs and what it buys.
+# Is the mix worth it? On the validation questions training with the centroid alone did better, so the recipe of this chapter
+# uses that; further down a table says what the mix costs and what it buys.
 #
 # ## Arithmetic first
 #
@@ -365,9 +368,9 @@ monitor.plot_steering_distribution()
 # p = q + \alpha\, c .
 # ```
 #
-# It moves the question towards the topic and searches with $p$. So far $\alpha$ was 1. Now it is tuned on the *validation* questions, by
-# MRR, for two **pools** of sources to search: those of the same *part* of the split, and *all*. The second is harder and says more.
-# **Predict**: was 1 too much, too little, or about right?
+# It moves the question towards the topic and searches with $p$. So far $\alpha$ was 1. Now it is tuned on the *validation*
+# questions, by MRR, for two **pools** of sources to search: those of the same *part* of the split, and *all*. The second is
+# harder and says more. **Predict**: was 1 too much, too little, or about right?
 
 # %% mystnb={"image": {"alt": "Mean reciprocal rank on validation questions over alpha from 0 to 2, for the pool of validation sources and for all sources. Both curves rise to a flat top below one half and fall slowly beyond it; the curve of the smaller pool lies about twice as high."}}
 from jepa_lab.search import POOLS, STEPS, by_cosine, row
@@ -394,29 +397,29 @@ lines = {f"pool: {pool}": (STEPS, values) for pool, values in curve.items()}
 plots.curves(lines, "alpha", "MRR on validation")
 
 # %% [markdown]
-# Too much. What it brings on the test questions stands in the next table, beside the model: anything that is *learned* must be compared
-# with this row, and not with plain cosine.
+# Too much. What it brings on the test questions stands in the next table, beside the model: anything that is *learned* must
+# be compared with this row, and not with plain cosine.
 #
 # ## A predictor
 #
-# Arithmetic moves every question along its centroid by the same amount. A **predictor** may look at both first. **JASPER** is a
-# JEPA for search: from the question and the steering vector it predicts where the source lies, in the space of the sources. Its simplest
-# form is one linear layer:
+# Arithmetic moves every question along its centroid by the same amount. A **predictor** may look at both first. **JASPER** is
+# a JEPA for search: from the question and the steering vector it predicts where the source lies, in the space of the sources.
+# Its simplest form is one linear layer:
 #
 # ```{math}
 # :label: eq-residual
 # p = q + W \begin{bmatrix} q \\ s \end{bmatrix} + b, \qquad W = 0,\; b = 0 \text{ at the start.}
 # ```
 #
-# This is the **residual** form. At the first step $p = q$, which is plain cosine: the model starts with what already works and learns the
-# difference. The *plain* form, without $q\,+$, has to find the space of the sources first. The MLP has the same
-# shape: $p = q + f(q, s)$, where the last layer of $f$ is zero at the start.
+# This is the **residual** form. At the first step $p = q$, which is plain cosine: the model starts with what already works
+# and learns the difference. The *plain* form, without $q\,+$, has to find the space of the sources first. The MLP has the
+# same shape: $p = q + f(q, s)$, where the last layer of $f$ is zero at the start.
 #
 # ### The loss: InfoNCE with hard negatives
 #
-# What should a good prediction be? Nearer to its source than to any other. That is {term}`InfoNCE`, as in
-# [chapter 04](04_contrastive), with candidates of two kinds: the sources of the other pairs of the batch, and some that were picked for
-# this question because they are hard to tell from the right one, its **hard negatives** {cite}`karpukhin2020dpr`. With
+# What should a good prediction be? Nearer to its source than to any other. That is {term}`InfoNCE`, as in [chapter
+# 04](04_contrastive), with candidates of two kinds: the sources of the other pairs of the batch, and some that were picked
+# for this question because they are hard to tell from the right one, its **hard negatives** {cite}`karpukhin2020dpr`. With
 # $\mathcal{N}_i$ for the candidates of both kinds,
 #
 # ```{math}
@@ -426,10 +429,10 @@ plots.curves(lines, "alpha", "MRR on validation")
 # {\exp(\cos(p_i, y_i) / \mathrm{temperature}) + \sum_{n \in \mathcal{N}_i} \exp(\cos(p_i, n) / \mathrm{temperature})} .
 # ```
 #
-# By hand: two predictions, their sources, and one hard negative for each. The first prediction is right; the second is nearer to its
-# hard negative. The cell after it shows what a real training pair gets. The package draws from four **tiers**: sources of the same topic, of
-# the topics next to it, the most similar ones of other topics, and any. The pair itself, and every text that equals its source, is left
-# out: a right answer must not be punished.
+# By hand: two predictions, their sources, and one hard negative for each. The first prediction is right; the second is nearer
+# to its hard negative. The cell after it shows what a real training pair gets. The package draws from four **tiers**: sources
+# of the same topic, of the topics next to it, the most similar ones of other topics, and any. The pair itself, and every text
+# that equals its source, is left out: a right answer must not be punished.
 
 # %%
 from jepa_lab.losses import info_nce
@@ -479,7 +482,8 @@ print("the residual form starts at p = q")
 # The plan of JASPER adds three terms, each with a reason:
 #
 # - *prediction*, smooth-L1 between $p$ and $y$, JEPA's own loss: the prediction should *be* the source, not only point to it;
-# - *centroid*, the cross-entropy of the topic when the topics' centroids are the classes: the prediction should lie in the right topic;
+# - *centroid*, the cross-entropy of the topic when the topics' centroids are the classes: the prediction should lie in the
+#   right topic;
 # - *VICReg* of $p$ and $y$: predictions must vary, and no two features may say the same.
 #
 # ```{math}
@@ -514,9 +518,9 @@ print("this is exactly jepa_lab.objectives.Jasper")
 # %% [markdown]
 # ## Train
 #
-# `train` repeats what the command line does for split 0; `measure` searches with the result. First the linear layer. **Predict**: will it
-# beat tuned arithmetic, which is a special case of it? Then the MLP, in which $f$ is an encoder for the question, one for the
-# steering vector, and a head over both.
+# `train` repeats what the command line does for split 0; `measure` searches with the result. First the linear layer.
+# **Predict**: will it beat tuned arithmetic, which is a special case of it? Then the MLP, in which $f$ is an encoder for the
+# question, one for the steering vector, and a head over both.
 
 # %% tags=["nbval-ignore-output"]
 from jepa_lab.training import Trainer
@@ -562,24 +566,26 @@ monitor = TrainingMonitor.from_trainer(trainer)
 monitor.plot_losses(names=["loss", "contrastive", "prediction", "centroid", "vicreg"])
 
 # %% [markdown]
-# A linear layer of two seconds says almost everything that there is to say; the MLP adds little. All four losses fall together, although
-# each wants something else: much of what they ask for is the same.
+# A linear layer of two seconds says almost everything that there is to say; the MLP adds little. All four losses fall
+# together, although each wants something else: much of what they ask for is the same.
 #
 # ## Results
 #
 # One split shows that something can happen. From `results/`: five splits of the pairs, each with an encoder, centroids, tuned
 # numbers and a model of its own. The rows:
 #
-# - *chance*; *cosine*, plain LSA, the raw input, which is also what the residual form does untrained; *centroid arithmetic*, tuned;
+# - *chance*; *cosine*, plain LSA, the raw input, which is also what the residual form does untrained; *centroid arithmetic*,
+#   tuned;
 # - *ridge*, a linear regression from $[q; c]$ to the source: supervised, without contrast;
-# - *topic filter*, cosine among the sources of the right topic only: an oracle, which is told the topic and trusts every label;
+# - *topic filter*, cosine among the sources of the right topic only: an oracle, which is told the topic and trusts every
+#   label;
 # - *TF-IDF*, the words themselves, without LSA; *steered*, with the centroid's cosine added, tuned;
 # - *JASPER*, linear and MLP, steered by the centroid; searched within the filter; and added to TF-IDF scores, tuned.
 #
-# First the smaller pool, the sources of the test part; `ambiguous` is recall@10 of the names that occur in several topics. Then all sources,
-# with a check: the live runs must fall into the spread of the table, or the table is not about this code. Then the claims that
-# were set before the runs. Differences are taken split by split, so that what the splits share drops out. A claim *holds* if the mean reaches
-# its target and lies more than two standard errors above zero.
+# First the smaller pool, the sources of the test part; `ambiguous` is recall@10 of the names that occur in several topics.
+# Then all sources, with a check: the live runs must fall into the spread of the table, or the table is not about this code.
+# Then the claims that were set before the runs. Differences are taken split by split, so that what the splits share drops
+# out. A claim *holds* if the mean reaches its target and lies more than two standard errors above zero.
 
 # %%
 from jepa_lab.experiment import load_result
@@ -652,19 +658,20 @@ for claim, (target, difference) in claims.items():
 # %% [markdown]
 # Read it with care.
 #
-# - **The hint is worth learning.** JASPER is ahead of tuned arithmetic and of ridge, which have the same question and the same centroid. The
-#   linear layer does nearly as well as the MLP.
-# - **Plain words are strong.** TF-IDF *without* any hint finds the right source first more often than JASPER, and on all sources it is ahead
-#   at ten too. LSA gives up the exact words, and no predictor brings them back. A table without this row would tell another story.
+# - **The hint is worth learning.** JASPER is ahead of tuned arithmetic and of ridge, which have the same question and the
+#   same centroid. The linear layer does nearly as well as the MLP.
+# - **Plain words are strong.** TF-IDF *without* any hint finds the right source first more often than JASPER, and on all
+#   sources it is ahead at ten too. LSA gives up the exact words, and no predictor brings them back. A table without this row
+#   would tell another story.
 # - **They know different things.** JASPER's scores added to those of TF-IDF are ahead of both.
 # - **The oracle stays ahead**, as long as it is one. We come back to that.
-# - The settings (steering by the centroid, a small weight for VICReg) were chosen on validation questions of the same splits; the test questions were
-#   searched for these tables. A spread over splits holds both, other questions and another model.
+# - The settings (steering by the centroid, a small weight for VICReg) were chosen on validation questions of the same splits;
+#   the test questions were searched for these tables. A spread over splits holds both, other questions and another model.
 #
 # ### Topics that were never seen
 #
-# So far the test pairs are new and their topics are not. Harder: keep whole topics out of the training, and steer by the mean of the
-# *other* sources of the new topic, which a search has at hand. **Predict**: what happens to ridge?
+# So far the test pairs are new and their topics are not. Harder: keep whole topics out of the training, and steer by the mean
+# of the *other* sources of the new topic, which a search has at hand. **Predict**: what happens to ridge?
 
 # %%
 topics = read("jasper_topics") | {
@@ -684,8 +691,8 @@ plots.table(unseen, columns, caption="Unseen topics. A seed is a split.", **look
 #
 # ## Each loss alone, and together
 #
-# Four losses, three of which were added to the one that is known to work for search. **Predict**: which of them carries the result, and
-# which could go? The second part of the table is about the plain form, without $q\,+$.
+# Four losses, three of which were added to the one that is known to work for search. **Predict**: which of them carries the
+# result, and which could go? The second part of the table is about the plain form, without $q\,+$.
 
 # %%
 kinds = ["prediction", "contrastive", "centroid", "VICReg"]
@@ -705,10 +712,10 @@ plots.table(rows, columns, caption="A seed is a split.", **look)
 #
 # ### The scale trap
 #
-# A weight means nothing before one knows how long the vectors are. Smooth-L1 and VICReg depend on it; InfoNCE and the centroid loss see
-# directions only. A unit vector in $D$ dimensions has features of size $1/\sqrt{D}$. Below, the first batch again, with vectors of
-# length 1 and of length $\sqrt{D}$: each loss times its weight, and the size of its gradient on the predictions. **Predict**: by what
-# factor does the prediction loss change?
+# A weight means nothing before one knows how long the vectors are. Smooth-L1 and VICReg depend on it; InfoNCE and the
+# centroid loss see directions only. A unit vector in $D$ dimensions has features of size $1/\sqrt{D}$. Below, the first batch
+# again, with vectors of length 1 and of length $\sqrt{D}$: each loss times its weight, and the size of its gradient on the
+# predictions. **Predict**: by what factor does the prediction loss change?
 
 # %%
 print("              weight x loss             weight x gradient")
@@ -734,9 +741,10 @@ for name in by_hand:
     print(f"{name:12} {a:9.4f} {b:10.4f} {da:14.5f} {db:10.5f}")
 
 # %% [markdown]
-# With unit vectors the prediction loss, and its gradient, are smaller by a factor of $D$: a rounding error beside InfoNCE. And VICReg's
-# variance term asks every feature for a standard deviation of 1, which no unit vectors can have. With vectors of length
-# $\sqrt{D}$ a feature has size 1, and the weights mean what they say. The package scales before both losses; the row *unit scale* does not.
+# With unit vectors the prediction loss, and its gradient, are smaller by a factor of $D$: a rounding error beside InfoNCE.
+# And VICReg's variance term asks every feature for a standard deviation of 1, which no unit vectors can have. With vectors of
+# length $\sqrt{D}$ a feature has size 1, and the weights mean what they say. The package scales before both losses; the row
+# *unit scale* does not.
 #
 # ## A target that moves, and a collapse
 #
@@ -749,9 +757,9 @@ for name in by_hand:
 #
 # Negatives and centroids go through the same encoder, always: a comparison across two spaces means nothing.
 #
-# With the last choice and the prediction loss alone, moving all targets to one point is the cheapest solution. **Predict** what
-# recall@10 says when that happens. The runs are live, with ten times the learning rate of the tables, so that what takes long happens
-# within ten epochs; readings are of validation questions, and of all sources.
+# With the last choice and the prediction loss alone, moving all targets to one point is the cheapest solution. **Predict**
+# what recall@10 says when that happens. The runs are live, with ten times the learning rate of the tables, so that what takes
+# long happens within ten epochs; readings are of validation questions, and of all sources.
 
 # %% tags=["nbval-ignore-output"]
 from jepa_lab.metrics import mean_cosine, normalized_std
@@ -800,10 +808,11 @@ for ax in fig.axes:
 fig
 
 # %% [markdown]
-# With the gradient through the target nearly all sources end on one spot. `std` and the mean cosine say so from the first epoch. After two
-# epochs less than half of the spread is left, and recall@10 is that of the healthy run: ranking compares cosines with one another, and it does not
-# matter to it whether they differ by a half or by a hundredth. Later recall falls, but nobody would call what is left a collapse. **Never judge a
-# collapse by recall.** VICReg holds the spread, because here it acts on the very vectors that the loss compares, after normalisation.
+# With the gradient through the target nearly all sources end on one spot. `std` and the mean cosine say so from the first
+# epoch. After two epochs less than half of the spread is left, and recall@10 is that of the healthy run: ranking compares
+# cosines with one another, and it does not matter to it whether they differ by a half or by a hundredth. Later recall falls,
+# but nobody would call what is left a collapse. **Never judge a collapse by recall.** VICReg holds the spread, because here
+# it acts on the very vectors that the loss compares, after normalisation.
 #
 # From the table, five splits, at the table's learning rate; *MLP* is the row of the raw target:
 
@@ -825,8 +834,9 @@ plots.table(rows, ["std", "cosine", "recall@1", "recall@10"], **options)
 #
 # ## With another hint, with none, with a wrong one
 #
-# One trained model, five hints at test time. *Wrong* is the centroid of the topic that is nearest to the right one, the mistake that
-# somebody in a hurry makes. And three ways to train: with the centroid (*MLP*), with the mix of the curriculum, and always without a hint.
+# One trained model, five hints at test time. *Wrong* is the centroid of the topic that is nearest to the right one, the
+# mistake that somebody in a hurry makes. And three ways to train: with the centroid (*MLP*), with the mix of the curriculum,
+# and always without a hint.
 
 # %% mystnb={"image": {"alt": "Recall@10 among all sources as dots with bars of one standard deviation: cosine lowest, then JASPER without a hint and with the wrong topic, then with the residual, the keyword and the centroid hint."}}
 from jepa_lab.retrieval_plots import plot_recall_rows
@@ -851,10 +861,11 @@ plot_recall_rows(rows, "recall@10 all")
 #
 # ## Turn the knob: how hard to steer
 #
-# The MLP was trained with hints of length 1. Nothing keeps us from giving it a tenth of one. Below, the hint grows from zero to full, towards
-# the right topic or towards the wrong one beside it. Nine held-out questions with ambiguous names are shown, evenly spaced from the one that
-# gains most by the full right hint to the one that loses most; hollow dots are their ranks without a hint, among all sources. The title counts all test
-# questions. **Predict**: do the ranks move evenly, or jump? Does a weak hint do no harm? And is the wrong topic as bad as the right one is good?
+# The MLP was trained with hints of length 1. Nothing keeps us from giving it a tenth of one. Below, the hint grows from zero
+# to full, towards the right topic or towards the wrong one beside it. Nine held-out questions with ambiguous names are shown,
+# evenly spaced from the one that gains most by the full right hint to the one that loses most; hollow dots are their ranks
+# without a hint, among all sources. The title counts all test questions. **Predict**: do the ranks move evenly, or jump? Does
+# a weak hint do no harm? And is the wrong topic as bad as the right one is good?
 
 # %%
 from jepa_lab import style
@@ -903,15 +914,15 @@ explore(
 )
 
 # %% [markdown]
-# The ranks move by leaps, since a small shift of the query passes whole crowds of sources. Most of the gain is there with less than half of the
-# hint. And the surprise is at the left end of *wrong*: a weak hint towards the wrong topic finds more than none. This model never saw a question
-# without a hint, so zero is what it knows least. A model trained on the mix would not prefer a wrong hint so clearly; see the small
-# table above.
+# The ranks move by leaps, since a small shift of the query passes whole crowds of sources. Most of the gain is there with
+# less than half of the hint. And the surprise is at the left end of *wrong*: a weak hint towards the wrong topic finds more
+# than none. This model never saw a question without a hint, so zero is what it knows least. A model trained on the mix would
+# not prefer a wrong hint so clearly; see the small table above.
 #
 # ## A hint or a filter?
 #
-# If the topic is known and the labels are right, the filter wins: that is the table. But suppose that in a share $e$ of the searches the topic is
-# wrong. The filter then finds nothing. The hint finds what its row *wrong* says:
+# If the topic is known and the labels are right, the filter wins: that is the table. But suppose that in a share $e$ of the
+# searches the topic is wrong. The filter then finds nothing. The hint finds what its row *wrong* says:
 #
 # ```{math}
 # :label: eq-crossing
@@ -919,7 +930,8 @@ explore(
 # e^{*} = \frac{F - R}{F - R + W} ,
 # ```
 #
-# with $F$, $R$ and $W$ the recall@10 of filter, right hint and wrong hint, and $e^{*}$ the share at which they cross. **Predict** it.
+# with $F$, $R$ and $W$ the recall@10 of filter, right hint and wrong hint, and $e^{*}$ the share at which they cross.
+# **Predict** it.
 
 # %% mystnb={"image": {"alt": "Recall@10 over the share of wrong topics from 0 to 40 percent. The filter starts highest and falls steeply, the line of JASPER within the filter likewise; the line of JASPER steered alone starts lower and stays nearly level. They cross near ten percent. Plain cosine is a level line below both."}}
 e = torch.linspace(0, 0.4, 41, dtype=torch.float64)
@@ -940,81 +952,85 @@ level = {"cosine, no topic": percent("cosine", key).mean().item()}
 plots.curves(lines, "share of wrong topics (%)", "recall@10, all (%)", levels=level)
 
 # %% [markdown]
-# Below the crossing, trust the filter; above it, the hint. A wrong filter is a closed door: its line falls to nothing. A wrong hint is a
-# nudge to the neighbour's house: its line hardly falls, and it stays above plain cosine, which needs no topic at all. That is what steering has to
-# offer: not more than the filter under perfect labels, but something that can be wrong. (Wrong here means the *nearest* wrong topic. A
-# random one costs more.)
+# Below the crossing, trust the filter; above it, the hint. A wrong filter is a closed door: its line falls to nothing. A
+# wrong hint is a nudge to the neighbour's house: its line hardly falls, and it stays above plain cosine, which needs no topic
+# at all. That is what steering has to offer: not more than the filter under perfect labels, but something that can be wrong.
+# (Wrong here means the *nearest* wrong topic. A random one costs more.)
 #
 # ## Where we depart from the plan
 #
 # JASPER comes from a plan and a code base of that name. What we built is what was meant, and differs in places:
 #
-# - **Scale.** The plan's weights assume vectors of length $\sqrt{D}$ and do not say so. We scale, and use a tenth of its weight for VICReg (chosen on
-#   validation; the row *plan's weights* has the original, with the mixed steering).
-# - **The moving target never learned.** In the published code the encoder that is averaged takes part in no loss, so it gets no
-#   gradient, and the target stays a random network for ever. Here questions go through that encoder.
-# - **One space.** There the positive went through the target encoder, negatives and centroids did not. Here everything that is compared does.
-# - **Start at the identity.** A random encoder in the target throws away what LSA knows. Ours is $x + f(x)$ with $f = 0$ at first.
-# - **VICReg where it can act.** On the prediction alone it cannot hold a target encoder. Here it sees both of the vectors that are compared.
-# - **State.** The published EMA could not be saved inside another module. Here model, EMA, optimiser, schedule, random numbers and the
-#   order of the data are one checkpoint.
+# - **Scale.** The plan's weights assume vectors of length $\sqrt{D}$ and do not say so. We scale, and use a tenth of its
+#   weight for VICReg (chosen on validation; the row *plan's weights* has the original, with the mixed steering).
+# - **The moving target never learned.** In the published code the encoder that is averaged takes part in no loss, so it gets
+#   no gradient, and the target stays a random network for ever. Here questions go through that encoder.
+# - **One space.** There the positive went through the target encoder, negatives and centroids did not. Here everything that
+#   is compared does.
+# - **Start at the identity.** A random encoder in the target throws away what LSA knows. Ours is $x + f(x)$ with $f = 0$ at
+#   first.
+# - **VICReg where it can act.** On the prediction alone it cannot hold a target encoder. Here it sees both of the vectors
+#   that are compared.
+# - **State.** The published EMA could not be saved inside another module. Here model, EMA, optimiser, schedule, random
+#   numbers and the order of the data are one checkpoint.
 # - **In-batch negatives** always join the hard ones, and equal texts are masked.
 #
 # ## Check your understanding
 #
 # :::{admonition} A search engine reports recall@1 of 100 % after a night of training. What do you ask first?
 # :class: dropdown
-# How ties are ranked, and what the spread of its vectors is. If everything has the same score and ties get the best place, every
-# source is "found first".
+# How ties are ranked, and what the spread of its vectors is. If everything has the same score and ties get the best place,
+# every source is "found first".
 # :::
 #
 # :::{admonition} Why is the centroid of a test question made of training sources only, and that of a training question without its own source?
 # :class: dropdown
-# Both keep the answer out of the hint. In training the leak would teach the model to trust something that is not there in the test; in the
-# test it would count as skill.
+# Both keep the answer out of the hint. In training the leak would teach the model to trust something that is not there in the
+# test; in the test it would count as skill.
 # :::
 #
 # :::{admonition} InfoNCE looks at cosines only. Can it pull a prediction to the length of its source?
 # :class: dropdown
-# No: the cosine does not change with the length. Search by cosine does not care. If lengths matter, use a loss that sees them, such as
-# smooth-L1, and mind its scale.
+# No: the cosine does not change with the length. Search by cosine does not care. If lengths matter, use a loss that sees
+# them, such as smooth-L1, and mind its scale.
 # :::
 #
 # :::{admonition} A run has a mean cosine of 0.99 between its sources, and a recall@10 as good as last week's. Is all well?
 # :class: dropdown
-# No. Ranking only compares cosines with each other, so it survives when all of them are squeezed into a hundredth. What is left is one rounding
-# step, one quantised index, one noisy query away from failing. Watch std or mean cosine.
+# No. Ranking only compares cosines with each other, so it survives when all of them are squeezed into a hundredth. What is
+# left is one rounding step, one quantised index, one noisy query away from failing. Watch std or mean cosine.
 # :::
 #
 # :::{admonition} Your users choose the topic from a list and are wrong in one search of thirty. Filter or hint?
 # :class: dropdown
-# By {eq}`eq-crossing` the filter, as long as one in thirty lies below the crossing. But ask what a failure costs: a filter with the wrong
-# topic *never* shows the right source, on no page of the results.
+# By {eq}`eq-crossing` the filter, as long as one in thirty lies below the crossing. But ask what a failure costs: a filter
+# with the wrong topic *never* shows the right source, on no page of the results.
 # :::
 #
 # ```{exercise} A guess as a hint
 # :label: ex-guess
-# Nobody gives a hint. Guess it: take the topic whose centroid is nearest to the question, and steer by that. How often is the guess right?
-# Where does recall@10 land between no hint and the right one?
+# Nobody gives a hint. Guess it: take the topic whose centroid is nearest to the question, and steer by that. How often is the
+# guess right? Where does recall@10 land between no hint and the right one?
 # ```
 #
 # ````{solution} ex-guess
 # :class: dropdown
-# Fewer than half of the guesses are right, and steering by them finds *less* than no hint at all. A guess made of the question adds nothing that
-# the question did not say already; it only hardens an uncertain answer into a certain one. A hint must come from elsewhere.
+# Fewer than half of the guesses are right, and steering by them finds *less* than no hint at all. A guess made of the
+# question adds nothing that the question did not say already; it only hardens an uncertain answer into a certain one. A hint
+# must come from elsewhere.
 # ````
 #
 # ```{exercise} Where VICReg must act
 # :label: ex-vicreg-place
-# Let the gradient flow through the target again, and put VICReg's variance and covariance on the *encoded questions and sources as they are*,
-# not on the normalised vectors that the loss compares. Does the spread hold?
+# Let the gradient flow through the target again, and put VICReg's variance and covariance on the *encoded questions and
+# sources as they are*, not on the normalised vectors that the loss compares. Does the spread hold?
 # ```
 #
 # ````{solution} ex-vicreg-place
 # :class: dropdown
-# Only half. Before the normalisation every feature has the standard deviation that VICReg asks for. But the encoder has added the same long
-# vector to everything, and variance does not see a constant. Normalisation then turns vectors that differ into vectors that hardly do:
-# the mean cosine is close to 0.9. A regulariser must act on the vectors that the loss compares.
+# Only half. Before the normalisation every feature has the standard deviation that VICReg asks for. But the encoder has added
+# the same long vector to everything, and variance does not see a constant. Normalisation then turns vectors that differ into
+# vectors that hardly do: the mean cosine is close to 0.9. A regulariser must act on the vectors that the loss compares.
 # ````
 #
 # Both solutions, executed:
@@ -1059,13 +1075,15 @@ assert 0.3 < end["std"] < 0.4 < end["cosine"]  # splits 0 to 4: 0.348 to 0.350
 #
 # - A hint is a vector. Add it, or let a small residual predictor combine it with the question; a linear one is nearly enough.
 # - InfoNCE carries the result. What the other three losses add is within the spread over splits, as is the moving target.
-# - Rank ties by their mean, tune on validation, compare with tuned arithmetic and with plain words, and take the spread over *splits*.
+# - Rank ties by their mean, tune on validation, compare with tuned arithmetic and with plain words, and take the spread over
+#   *splits*.
 # - Weights of losses mean something only for vectors of a stated length.
 # - Recall is a poor alarm for a collapse: watch std or the mean cosine of what is compared, and put VICReg there.
 #
-# **Where the toy stops being true.** Docstrings are short, their first line often repeats words of the rest, and the topics are cut by
-# folders. The encoder is LSA, which modern sentence encoders beat; how much steering adds to those is not measured here. A hint that is
-# always one of 83 known topics is simpler than what people say. And ten epochs on four thousand pairs over-fit before they collapse or settle.
+# **Where the toy stops being true.** Docstrings are short, their first line often repeats words of the rest, and the topics
+# are cut by folders. The encoder is LSA, which modern sentence encoders beat; how much steering adds to those is not measured
+# here. A hint that is always one of 83 known topics is simpler than what people say. And ten epochs on four thousand pairs
+# over-fit before they collapse or settle.
 #
 # ## Scale up
 #
@@ -1091,7 +1109,8 @@ assert time.process_time() < 90
 # %% [markdown]
 # ## References
 #
-# TF-IDF weights {cite}`salton1988weighting`; LSA {cite}`deerwester1990lsa`; InfoNCE {cite}`oord2018cpc`; retrieval with in-batch and hard negatives
-# {cite}`karpukhin2020dpr`; the moving target {cite}`grill2020byol`; VICReg {cite}`bardes2022vicreg`; curricula {cite}`bengio2009curriculum`; the
-# joint-embedding predictor {cite}`lecun2022path`. We differ from dense passage retrieval in what is trained: there both encoders, here only the way
-# from a question and a hint to the place of its source.
+# TF-IDF weights {cite}`salton1988weighting`; LSA {cite}`deerwester1990lsa`; InfoNCE {cite}`oord2018cpc`; retrieval with
+# in-batch and hard negatives {cite}`karpukhin2020dpr`; the moving target {cite}`grill2020byol`; VICReg
+# {cite}`bardes2022vicreg`; curricula {cite}`bengio2009curriculum`; the joint-embedding predictor {cite}`lecun2022path`. We
+# differ from dense passage retrieval in what is trained: there both encoders, here only the way from a question and a hint to
+# the place of its source.
