@@ -65,7 +65,7 @@ def test_nothing_unfinished():
 
 
 def test_devices_are_chosen_in_one_place():
-    package = [path for path in tracked() if path.suffix == ".py" and path.name != "training.py"]
+    package = [path for path in tracked() if path.suffix == ".py" and path.name != "recipe.py"]
     assert matches(CUDA, others(package)) == []
 
 
