@@ -3,8 +3,7 @@
 #
 # **Claim.** A question and a hint about *where* to look find more than the question alone. How to combine the two is learned
 # in seconds, and what is learned is soft: a wrong hint costs a little, where a filter with the wrong topic finds nothing.
-
-# %% [markdown]
+#
 # :::{admonition} At a glance
 # :class: tip
 # - **Goals**: compute a rank, recall@k and MRR by hand; build a steering vector that does not give the answer away; write
@@ -585,7 +584,8 @@ monitor.plot_losses(names=["loss", "contrastive", "prediction", "centroid", "vic
 # First the smaller pool, the sources of the test part; `ambiguous` is recall@10 of the names that occur in several topics.
 # Then all sources, with a check: the live runs must fall into the spread of the table, or the table is not about this code.
 # Then the claims that were set before the runs. Differences are taken split by split, so that what the splits share drops
-# out. A claim *holds* if the mean reaches its target and lies more than two standard errors above zero.
+# out. A claim *holds* if the mean reaches its target and lies more than two standard errors above zero. Last, how the recipe
+# was chosen: its neighbours, on validation questions of three splits.
 
 # %%
 from jepa_lab.experiment import load_result
@@ -611,7 +611,8 @@ order += ["TF-IDF", "TF-IDF, steered", "JASPER linear", "JASPER MLP"]
 fusions = ["JASPER + filter", "JASPER + TF-IDF", "JASPER + steered TF-IDF"]
 part = [base[name] | {"method": name} for name in [*order, *fusions]]
 columns = ["recall@1", "recall@10", "mrr", "ambiguous"]
-look = {"units": {"mrr": "", "std": "", "cosine": ""}, "digits": {"mrr": 3}, "bold": []}
+none = dict.fromkeys(["mrr", "mrr all", "std", "cosine"], "")
+look = {"units": none, "digits": {"mrr": 3, "mrr all": 3}, "bold": []}
 plots.table(part, columns, caption="Test part. A seed is a split.", **look)
 
 # %%
@@ -655,6 +656,11 @@ for claim, (target, difference) in claims.items():
     print(f"{claim:30} {mean:5.1f} +- {sd:.1f}, target {target:4}:", end=" ")
     print("holds" if holds else "DOES NOT HOLD")
 
+# %%
+choices = [r | {"method": name} for name, r in read("jasper_choices", "jasper").items()]
+columns = ["recall@10", "mrr", "recall@10 all", "mrr all"]
+plots.table(choices, columns, caption="Validation. A seed is a split.", **look)
+
 # %% [markdown]
 # Read it with care.
 #
@@ -665,13 +671,15 @@ for claim, (target, difference) in claims.items():
 #   would tell another story.
 # - **They know different things.** JASPER's scores added to those of TF-IDF are ahead of both.
 # - **The oracle stays ahead**, as long as it is one. We come back to that.
-# - The settings (steering by the centroid, a small weight for VICReg) were chosen on validation questions of the same splits;
-#   the test questions were searched for these tables. A spread over splits holds both, other questions and another model.
+# - **The recipe hardly matters.** The last table is flat. What was chosen there was chosen on validation questions; the test
+#   questions were searched for the other tables. The spread is over splits, so it holds both, other questions and another model.
 #
 # ### Topics that were never seen
 #
 # So far the test pairs are new and their topics are not. Harder: keep whole topics out of the training, and steer by the mean
-# of the *other* sources of the new topic, which a search has at hand. **Predict**: what happens to ridge?
+# of the *other* sources of the new topic, which a search has at hand. **Predict**: what happens to ridge? The line before
+# the table leaves docstrings: questions about Wikipedia paragraphs {cite}`rajpurkar2016squad,artetxe2020xquad`, steered to the
+# article; no paragraph stands in two parts of the split.
 
 # %%
 topics = read("jasper_topics") | {
@@ -682,6 +690,11 @@ for name in ("JASPER linear", "JASPER MLP"):
         x, reference = (topics[n][metric] for n in (name, "centroid arithmetic"))
         mean, sd = mean_sd(100 * (torch.tensor(x) - torch.tensor(reference)))
         print(f"{name:13} over arithmetic, {metric:13} {mean:+5.1f} +- {sd:.1f}")
+squad = read("jasper_squad") | {"JASPER MLP": read("jasper_squad", "jasper")["MLP"]}
+print("\nXQuAD, recall@1 and @10 (%): ", end="")
+for name in ("cosine", "centroid arithmetic", "JASPER MLP", "topic filter", "TF-IDF"):
+    scores = (100 * mean_sd(squad[name][m])[0] for m in ("recall@1", "recall@10"))
+    print(name, *(f"{score:.1f}" for score in scores), end="; ")
 unseen = [topics[name] | {"method": name} for name in order]
 columns = ["recall@1", "recall@10", "recall@10 all", "ambiguous"]
 plots.table(unseen, columns, caption="Unseen topics. A seed is a split.", **look)
@@ -794,8 +807,8 @@ charts = {
 }
 end = {name: {key: log[key][-1] for key in log} for name, log in checks.items()}
 collapsed, held = end["gradient"], end["gradient + VICReg"]
-# splits 0 to 4: std 0.081 to 0.090 and 0.602 to 0.609, cosine 0.990 to 0.992,
-# recall@10 0.64 to 0.72 and 0.88 to 0.90
+# splits 0 to 4: std 0.081 to 0.091 and 0.606 to 0.614, cosine 0.990 to 0.992,
+# recall@10 0.67 to 0.71 and 0.88 to 0.90
 assert collapsed["std"] < 0.1 and collapsed["cosine"] > 0.98
 assert held["std"] > 0.5
 assert 0.55 < collapsed["recall@10"] < held["recall@10"] - 0.1
@@ -884,8 +897,8 @@ some = some[(zero / full)[some].argsort(descending=True)]
 some = some[torch.linspace(0, len(some) - 1, 9).round().long()]
 labels = [f"{pairs.name[i]} ({pairs.topic[i]})" for i in test[some].tolist()]
 hits = [recall_at(rank, 10) for rank in (zero, rank_at("right", 0.4), full)]
-assert hits[1] - hits[0] > 0.5 * (hits[2] - hits[0]) > 0.02  # 73 to 81 % of the gain
-assert recall_at(rank_at("wrong", 0.4), 10) > hits[0] + 0.01  # + 2.5 to 5.7 points
+assert hits[1] - hits[0] > 0.5 * (hits[2] - hits[0]) > 0.02  # splits: 70 to 87 %
+assert recall_at(rank_at("wrong", 0.4), 10) > hits[0] + 0.01  # + 2.7 to 4.6 points
 
 # %% tags=["nbval-ignore-output"]
 from jepa_lab.widgets import explore
@@ -1043,7 +1056,7 @@ hints = {"no hint": 0 * question[test], "right": task.steering("test")}
 hints["guessed"] = task.centroids[guess]
 got = {name: measure(mlp, name, hint)["recall@10"] for name, hint in hints.items()}
 print({name: round(value, 3) for name, value in got.items()})
-# splits 0 to 4: 39 to 44 % right, and 2.9 to 3.4 points below no hint
+# splits 0 to 4: 39 to 44 % right, and 3.1 to 4.5 points below no hint
 assert got["guessed"] < got["no hint"] - 0.01 < got["right"] - 0.04
 
 # %% tags=["hide-cell", "nbval-ignore-output"]
@@ -1068,7 +1081,7 @@ print(
     f"VICReg misplaced: std {end['std']:.2f}, mean cosine {end['cosine']:.2f}", end=", "
 )
 print(f"std of a feature before the normalisation {z.std(0).mean():.2f}")
-assert 0.3 < end["std"] < 0.4 < end["cosine"]  # splits 0 to 4: 0.348 to 0.350
+assert 0.2 < end["std"] < 0.45 and end["cosine"] > 0.8  # splits: 0.31 to 0.32, 0.90
 
 # %% [markdown]
 # ## What to remember
@@ -1093,12 +1106,15 @@ assert 0.3 < end["std"] < 0.4 < end["cosine"]  # splits 0 to 4: 0.348 to 0.350
 # python -m jepa_lab train --config jepa_lab/configs/jasper_base.yaml
 # python -m jepa_lab train --config jepa_lab/configs/jasper_ablations.yaml
 # python -m jepa_lab train --config jepa_lab/configs/jasper_topics.yaml
+# python -m jepa_lab train --config jepa_lab/configs/jasper_choices.yaml
+# python -m jepa_lab train --config jepa_lab/configs/jasper_squad.yaml
 # ```
 
 # %% tags=["nbval-ignore-output"]
 import time
 
-for name in ("jasper_base", "jasper_ablations", "jasper_topics"):
+for name in ("base", "ablations", "topics", "choices", "squad"):
+    name = f"jasper_{name}"
     result = load_result(name)
     minutes, runs = result["core_seconds"] / 60, len(result["runs"])
     print(f"{name}: {minutes:.0f} core-minutes, {runs} runs, {result['device']}")
