@@ -595,12 +595,11 @@ def read(name, method=None):
     rows = {}  # a row per method, or per case of a sweep, with a value per split
     for run in load_result(name)["runs"]:
         for one in [r for r in run["rows"] if method in (None, r["method"])]:
-            key = one["method"] if method is None else run["case"]
+            key = run["case"] if method else one["method"]
             kept = rows.setdefault(key, {"method": key})
-            for metric, value in one.items():
-                if isinstance(value, float):
-                    short = metric.replace("recall@10 ambiguous", "ambiguous")
-                    kept.setdefault(short, []).append(value)
+            for metric in [m for m, value in one.items() if isinstance(value, float)]:
+                short = metric.replace("recall@10 ambiguous", "ambiguous")
+                kept.setdefault(short, []).append(one[metric])
     return {k.replace("jasper +", "JASPER +"): row for k, row in rows.items()}
 
 
@@ -608,11 +607,11 @@ base, cases = read("jasper_base"), read("jasper_ablations", "jasper")
 base |= {"JASPER MLP": base["jasper"], "JASPER linear": cases["linear"]}
 order = ["chance", "cosine", "centroid arithmetic", "ridge [q; c]", "topic filter"]
 order += ["TF-IDF", "TF-IDF, steered", "JASPER linear", "JASPER MLP"]
-fusions = ["JASPER + filter", "JASPER + TF-IDF", "JASPER + steered TF-IDF"]
-part = [base[name] | {"method": name} for name in [*order, *fusions]]
+mixes = ["filter", "TF-IDF", "steered TF-IDF"]
+part = [base[n] | {"method": n} for n in [*order, *(f"JASPER + {m}" for m in mixes)]]
 columns = ["recall@1", "recall@10", "mrr", "ambiguous"]
-none = dict.fromkeys(["mrr", "mrr all", "std", "cosine"], "")
-look = {"units": none, "digits": {"mrr": 3, "mrr all": 3}, "bold": []}
+look = {"units": dict.fromkeys(["mrr", "mrr all", "std", "cosine"], ""), "bold": []}
+look["digits"] = {"mrr": 3, "mrr all": 3}
 plots.table(part, columns, caption="Test part. A seed is a split.", **look)
 
 # %%
@@ -813,19 +812,19 @@ assert collapsed["std"] < 0.1 and collapsed["cosine"] > 0.98
 assert held["std"] > 0.5
 assert 0.55 < collapsed["recall@10"] < held["recall@10"] - 0.1
 early = {name: {key: log[key][1] for key in log} for name, log in checks.items()}
-moved = early["gradient"]["recall@10"] - early["raw target"]["recall@10"]
-assert early["gradient"]["std"] < 0.4 and abs(moved) < 0.05  # at most 0.35 and 0.022
+lost = early["raw target"]["recall@10"] - early["gradient"]["recall@10"]
+assert early["gradient"]["std"] < 0.4 and lost < 0.08  # splits: 0.35, -0.01 to 0.05
 fig = plots.panels(charts, xlabel="epoch")
 for ax in fig.axes:
     ax.set_ylim(0, 1)
 fig
 
 # %% [markdown]
-# With the gradient through the target nearly all sources end on one spot. `std` and the mean cosine say so from the first
-# epoch. After two epochs less than half of the spread is left, and recall@10 is that of the healthy run: ranking compares
-# cosines with one another, and it does not matter to it whether they differ by a half or by a hundredth. Later recall falls,
-# but nobody would call what is left a collapse. **Never judge a collapse by recall.** VICReg holds the spread, because here
-# it acts on the very vectors that the loss compares, after normalisation.
+# With the gradient through the target nearly all sources end on one spot. `std` and the mean cosine say so from the first epoch.
+# After two epochs less than half of the spread is left, and recall@10 has lost a few points at most: ranking compares cosines
+# with one another, and it does not matter to it whether they differ by a half or by a hundredth. Later recall falls, but
+# nobody would call what is left a collapse. **Never judge a collapse by recall.** VICReg holds the spread, because here it acts
+# on the very vectors that the loss compares, after normalisation.
 #
 # From the table, five splits, at the table's learning rate; *MLP* is the row of the raw target:
 
@@ -911,6 +910,7 @@ def draw(topic, steering):
     ax.hlines(range(9), zero[some], rank[some], color="#8C8C8C", linewidth=1)
     ax.plot(rank[some], range(9), "o", color=plots.COLORS["JEPA"], markersize=7)
     ax.set_yticks(range(9), labels)
+    ax.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1000"])
     ax.set(xlim=(0.7, 1000), ylim=(8.6, -0.6), xlabel="rank among all sources")
     title = f"{topic} topic, steering {steering}: recall@10 {recall_at(rank, 10):.1%}"
     ax.set_title(f"{title}, median {rank.median():.0f}")
