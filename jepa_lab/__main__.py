@@ -1,17 +1,24 @@
 """`python -m jepa_lab train --config jepa_lab/configs/NAME.yaml`: the one command that trains outside a notebook."""
 
+import json
+import shlex
+import signal
 import sys
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, ArgumentParser
 
+from jepa_lab.checkpoints import CheckpointError
 from jepa_lab.config import parse
-from jepa_lab.experiment import run
+from jepa_lab.experiment import checkpoint_root, evaluate, run
 
 USAGE = """usage: python -m jepa_lab train --config jepa_lab/configs/NAME.yaml [--trainer.epochs 2] [--seeds 0 1 2]
-                                [--objective.mask.ratio 0.5] [--print_config] [--out results] [--help]
+                                [--objective.mask.ratio 0.5] [--out results] [--resume true | --resume CHECKPOINT]
+       python -m jepa_lab evaluate --checkpoint CHECKPOINT [--split test] [--json]
 
-Trains, probes beside the control rows, and writes results/NAME.json.
-`train --config FILE --help` lists every setting with its default."""
+train     trains, measures beside the control rows, and writes results/NAME.json. Checkpoints go to
+          results/checkpoints/NAME; --resume true goes on after an interruption.
+          `train --config FILE --help` lists every setting with its default, `--print_config` the settings of a run.
+evaluate  measures the model in a checkpoint, as its run did."""
 
 
 def main(arguments: list[str]) -> int:
@@ -19,22 +26,67 @@ def main(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     command, *rest = arguments
-    if command != "train":
+    commands = {"train": train_command, "evaluate": evaluate_command}
+    if command not in commands:
         print(f"unknown command {command!r}\n{USAGE}", file=sys.stderr)
         return 2
+    return commands[command](rest)
+
+
+def train_command(arguments: list[str]) -> int:
     try:
-        config = parse(rest)
+        config = parse(arguments)
     except (ArgumentError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _complain(error, 2)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
-        print(f"wrote {run(config, rest)}")
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"wrote {run(config, arguments)}")
+    except (ValueError, ImportError, OSError, FloatingPointError, CheckpointError) as error:
         # Settings that do not fit the data (a patch that does not divide the image), data that is not there, a run that
-        # diverged: the message says it all, a traceback would hide it.
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        # diverged, a full disk: the message says it all, a traceback would hide it.
+        return _complain(error, 1)
+    except KeyboardInterrupt as stop:
+        if config.checkpoints == "none":
+            print("\nstopped; without checkpoints the run in progress is lost", file=sys.stderr)
+        else:
+            kept = [a for i, a in enumerate(arguments) if a != "--resume" and arguments[i - 1 : i] != ["--resume"]]
+            kept = [a for a in kept if not a.startswith("--resume=")]
+            command = shlex.join(["python", "-m", "jepa_lab", "train", *kept, "--resume", "true"])
+            print(f"\nstopped; checkpoints are in {checkpoint_root(config)}. Go on with\n{command}", file=sys.stderr)
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     return 0
+
+
+def _terminate(number: int, frame: object) -> None:
+    """A polite request to stop is treated as Ctrl-C is."""
+    raise KeyboardInterrupt(number)
+
+
+def evaluate_command(arguments: list[str]) -> int:
+    parser = ArgumentParser("python -m jepa_lab evaluate", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint", type=str, required=True, help="the file that a training run wrote")
+    parser.add_argument("--split", type=str, choices=["test", "validation"], help="default: that of the run")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    try:
+        config = parser.parse_args(arguments)
+    except ArgumentError as error:
+        return _complain(error, 2)
+    try:
+        rows = evaluate(config.checkpoint, config.split)
+    except (ArgumentError, ValueError, ImportError, OSError, CheckpointError) as error:
+        return _complain(error, 1)
+    if config.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    for row in rows:
+        numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        print(f"{row['method']}: " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+    return 0
+
+
+def _complain(error: Exception, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

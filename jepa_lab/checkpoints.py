@@ -104,6 +104,13 @@ def prune(folder: str | Path, keep_last: int, keep: Collection[str] = (BEST,)) -
     return _delete([found[epoch] for epoch in sorted(found)[:-keep_last] if found[epoch].name not in keep])
 
 
+def clear(folder: str | Path) -> list[Path]:
+    """Delete all checkpoints of a folder, `best.pt` too; returns what is gone."""
+    folder = Path(folder)
+    best = [folder / BEST] if (folder / BEST).exists() else []
+    return _delete([*_checkpoints(folder).values(), *best])
+
+
 def ready(folder: str | Path) -> list[Path]:
     """Make the folder, see whether it can be written, and delete the temporary files that a killed run has left there.
 

@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from jepa_lab.families import FAMILIES
+from jepa_lab.monitoring import MonitoringConfig
 from jepa_lab.objectives import OBJECTIVES
 from jepa_lab.training import TrainConfig
 
@@ -80,7 +81,16 @@ def make_parser(objective: str) -> ArgumentParser:
     parser.add_argument("--split", type=Literal["test", "validation"], default="test", help="choose on validation")
     parser.add_class_arguments(SweepConfig, "sweep")
     parser.add_argument("--out", type=str, default="results", help="the folder of the results file")
-    parser.add_argument("--resume", type=bool, default=False, help="keep the runs that the results file already holds")
+    parser.add_class_arguments(MonitoringConfig, "monitoring")
+    parser.add_argument(
+        "--checkpoints", type=str, default="auto", help="their folder; auto = beside the results, none = write none"
+    )
+    parser.add_argument(
+        "--resume",
+        type=bool | str,
+        default=False,
+        help="true = keep the runs in the results file and go on from the last checkpoint; or the PATH of a checkpoint",
+    )
     return parser
 
 
@@ -91,7 +101,13 @@ def parse(arguments: list[str]) -> Namespace:
     """
     config = make_parser(_objective_name(arguments)).parse_args(arguments)
     family(config).check(config)
-    for extra in build(config).sweep.overrides().values():
+    overrides = build(config).sweep.overrides()
+    if isinstance(config.resume, str) and len(overrides) * len(config.seeds) > 1:
+        raise ValueError(
+            f"resume: {config.resume} is the checkpoint of one run, and this command makes "
+            f"{len(overrides) * len(config.seeds)}; name its seed (--seeds 0) and its settings, or use --resume true"
+        )
+    for extra in overrides.values():
         repetition(arguments, extra)  # refuse a bad value now, not after the first run of a sweep
     return config
 
@@ -105,7 +121,7 @@ def repetition(arguments: list[str], extra: list[str]) -> Namespace:
 
 
 def build(config: Namespace) -> Namespace:
-    """The same configuration with the parts' dataclasses in place: `.objective`, `.encoder`, `.trainer`, `.sweep`."""
+    """The same configuration with the parts' dataclasses in place: `.objective`, `.trainer`, `.sweep`, ..."""
     config = config.clone()
     name = config.objective.pop("name")
     return make_parser(name).instantiate(config)
@@ -133,7 +149,7 @@ def reread(data: dict[str, Any]) -> dict[str, Any]:
 def stored(config: Namespace) -> dict[str, Any]:
     """A configuration as plain data for a results file, without where it was read from and how it was written."""
     data = yaml.safe_load(make_parser(config.objective.name).dump(config))
-    return {key: value for key, value in data.items() if key not in ("config", "out", "resume")}
+    return {key: value for key, value in data.items() if key not in ("config", "out", "resume", "checkpoints")}
 
 
 def _objective_name(arguments: list[str]) -> str:

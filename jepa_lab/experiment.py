@@ -1,6 +1,8 @@
 """Run a configuration over its seeds and write one results file: the source of every table too long for a chapter."""
 
+import hashlib
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -10,10 +12,11 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from jepa_lab import __version__
-from jepa_lab.config import build, family, repetition, reread, stored
+from jepa_lab import __version__, checkpoints
+from jepa_lab.config import build, family, make_parser, repetition, reread, stored
+from jepa_lab.distributed import rank
 from jepa_lab.files import write_atomic
-from jepa_lab.training import pick_device
+from jepa_lab.training import Trainer, pick_device
 
 
 def run(config: Namespace, arguments: list[str], report: Callable[[str], None] = print) -> Path:
@@ -23,10 +26,11 @@ def run(config: Namespace, arguments: list[str], report: Callable[[str], None] =
     not depend on the objective, so repetitions that differ in nothing else have them once, in the first of them.
 
     The file is written anew after every run. With `config.resume` the runs that it already holds are kept: those of an
-    interrupted sweep, or of one that has been given more values or seeds since.
+    interrupted sweep, or of one that has been given more values or seeds since. The run that was interrupted goes on
+    from its last checkpoint.
     """
     path = Path(config.out) / f"{config.name}.json"
-    done = _resume(path, config) if config.resume else None
+    done = _resume(path, config) if config.resume is True else None  # not with the path of a checkpoint
     revision = git_revision()
     result = {
         "name": config.name,
@@ -56,13 +60,19 @@ def run(config: Namespace, arguments: list[str], report: Callable[[str], None] =
                 result["runs"].append(known.pop(_key(named)) | named)
                 continue
             cpu, wall = time.process_time(), time.perf_counter()
-            result["runs"].append(named | run_seed(one, seed))
+            result["runs"].append(named | run_seed(one, seed, named))
             result["core_seconds"] = round(result["core_seconds"] + time.process_time() - cpu, 1)
             result["wall_seconds"] = round(result["wall_seconds"] + time.perf_counter() - wall, 1)
             # The kept runs whose turn has not come yet stay in the file: a crash now must not lose them.
-            write_json(path, result | {"runs": [*result["runs"], *known.values()]})
-            report(_line(one, result["runs"][-1]))
-    return write_json(path, result)
+            _write(path, result | {"runs": [*result["runs"], *known.values()]})
+            if rank() == 0:
+                report(_line(one, result["runs"][-1]))
+    return _write(path, result)
+
+
+def _write(path: Path, result: dict[str, Any]) -> Path:
+    """Of several processes the first one writes."""
+    return write_json(path, result) if rank() == 0 else path
 
 
 def _key(one: dict[str, Any]) -> tuple:
@@ -96,9 +106,106 @@ def _versions() -> dict[str, str]:
     return {"jepa_lab": __version__, "torch": torch.__version__.split("+")[0]}
 
 
-def run_seed(config: Namespace, seed: int) -> dict[str, Any]:
-    """Train and measure one model: `rows`, one a method, `core_seconds` of the training and maybe `curves`."""
-    return family(config).run_seed(config, build(config), seed)
+def run_seed(config: Namespace, seed: int, named: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Train and measure one model: `rows`, one a method, `core_seconds` of the training and maybe `curves`.
+
+    `named` is what tells this run from others of its sweep: it names the folders of its checkpoints and exports.
+    """
+    named = named or {"seed": seed, "overrides": []}
+    parts, place = build(config), _place(config, named)
+    prepared = family(config).prepare(config, parts, seed)
+    before = prepared.evaluate(prepared.objective) if prepared.trainer.evaluate_every else {}
+    trainer = Trainer(
+        prepared.objective,
+        prepared.batches,
+        prepared.trainer,
+        prepared.evaluate,
+        checkpoints=None if config.checkpoints == "none" else checkpoint_root(config) / place,
+        settings=_settings(config, named),
+    )
+    if start := _start(config, trainer):
+        trainer.load_checkpoint(start)
+    trainer.fit()
+    rows = family(config).measure(config, parts, prepared, seed)
+    result = {"core_seconds": round(trainer.core_seconds, 2), "rows": rows}
+    if prepared.trainer.evaluate_every:
+        result["curves"] = family(config).curves(before, trainer)
+    if parts.monitoring.folder and rank() == 0:
+        parts.monitoring.export(trainer, Path(parts.monitoring.folder) / config.name / place)
+    return result
+
+
+def evaluate(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
+    """The rows of the run that a checkpoint belongs to, measured with the weights in it: the data and the model are
+    made from the configuration that the checkpoint holds.
+
+    Raises: CheckpointError for a file that cannot be read, or was not written by the command line.
+    """
+    content = checkpoints.load(path)
+    run = content["settings"].get("run", {})
+    if "config" not in run:
+        raise checkpoints.CheckpointError(
+            f"the checkpoint {path} does not hold the configuration of a run: it was not written by "
+            "`python -m jepa_lab train`; load it with Trainer.load_checkpoint"
+        )
+    config = make_parser(run["config"]["objective"]["name"]).parse_object(run["config"])
+    if split:
+        config.split = split
+    parts = build(config)
+    prepared = family(config).prepare(config, parts, run["seed"])
+    prepared.objective.load_state_dict(content["objective"])
+    prepared.objective.to(pick_device(config.trainer.device))
+    return family(config).measure(config, parts, prepared, run["seed"])
+
+
+def checkpoint_root(config: Namespace) -> Path:
+    """Where the checkpoints of all runs of a configuration are: beside its results file, unless it says."""
+    root = Path(config.out) / "checkpoints" if config.checkpoints == "auto" else Path(config.checkpoints)
+    return root / config.name
+
+
+def _place(config: Namespace, named: dict[str, Any]) -> Path:
+    """A run's folder: its case or the settings that its sweep changes, as a name, and its seed."""
+    text = named.get("case") or " ".join(named["overrides"])
+    slug = re.sub(r"[^\w.=]+", "-", text).strip("-")
+    if len(slug) > 80:  # a file system takes 255 bytes
+        slug = f"{slug[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return Path(slug) / f"seed{named['seed']}"
+
+
+# What says how a model is measured, not how it is trained; a checkpoint keeps it without insisting on it.
+_MEASURED = ("name", "seeds", "sweep", "split", "controls", "tokens", "probe_rows", "monitoring")
+
+
+def _settings(config: Namespace, named: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says about its run."""
+    plain = stored(config)
+    trained = {key: value for key, value in plain.items() if key not in _MEASURED}
+    return trained | {"run": {"config": plain, **named}}
+
+
+def _start(config: Namespace, trainer: Trainer) -> Path | None:
+    """The checkpoint that a run goes on from, if any.
+
+    Raises: CheckpointError when a new run would write over one that was interrupted.
+    """
+    if isinstance(config.resume, str):
+        return Path(config.resume)
+    if trainer.checkpoints is None:
+        return None
+    latest = checkpoints.latest(trainer.checkpoints)
+    if latest is None or config.resume:
+        return latest
+    content = checkpoints.load(latest)
+    recipe = content["settings"]["trainer"]
+    if content["epoch"] < recipe["epochs"] and not 0 < recipe["patience"] <= content["waited"]:
+        raise checkpoints.CheckpointError(
+            f"{latest} is of a run that was interrupted after epoch {content['epoch']}: add --resume true to go on "
+            f"with it, or delete {trainer.checkpoints} to start anew"
+        )
+    if rank() == 0:
+        checkpoints.clear(trainer.checkpoints)  # of a run that came to its end: this one replaces it
+    return None
 
 
 def load_result(name: str, folder: str | Path = "../results") -> dict[str, Any]:
@@ -130,11 +237,11 @@ def git_revision() -> str:
     return revision + ("+" if changed else "")
 
 
-_HOW = ("--config", "--out", "--resume")
+_HOW = ("--config", "--out", "--resume", "--checkpoints")
 
 
 def _overrides(arguments: list[str]) -> list[str]:
-    """The command line without `--config FILE`, `--out FOLDER` and `--resume true`."""
+    """The command line without what says where and how, such as `--config FILE` and `--out FOLDER`."""
     kept, skip = [], False
     for argument in arguments:
         if skip:

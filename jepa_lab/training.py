@@ -19,6 +19,7 @@ from jepa_lab import checkpoints as files
 from jepa_lab import training_state
 from jepa_lab.batches import Batch, shuffled_batches
 from jepa_lab.checkpoints import CheckpointError
+from jepa_lab.distributed import alone
 from jepa_lab.engine import make_engine
 from jepa_lab.objectives.base import Objective
 from jepa_lab.recipe import TrainConfig, lr_factor, pick_device
@@ -208,7 +209,8 @@ class Trainer:
         if self.evaluate is None:
             raise ValueError("validate needs the evaluate function, which was not given to the Trainer")
         with self._threads():
-            row = self.evaluate(self.objective) if self.engine.rank == 0 else {}
+            with alone():  # the others wait: whatever it computes must not wait for them
+                row = self.evaluate(self.objective) if self.engine.rank == 0 else {}
             row = self.engine.same(row)
         self.objective.train()
         for key, value in {"epoch": self.epoch, "step": self.step, **row}.items():

@@ -137,17 +137,17 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, ca
     arguments = ["train", "--config", JEPA_YAML, *FAST, *sweep, "--controls", "[chance]", "--out", str(tmp_path)]
     path, trained, run_seed = tmp_path / "digits_jepa.json", [], experiment.run_seed
 
-    def counting(config, seed):
+    def counting(config, seed, named):
         if len(trained) == 3:
             raise FloatingPointError("the fourth run fails")
         trained.append(seed)
-        return run_seed(config, seed)
+        return run_seed(config, seed, named)
 
     monkeypatch.setattr(experiment, "run_seed", counting)
     assert main(arguments) == 1
     partial = json.loads(path.read_text())["runs"]
     assert len(partial) == 3
-    monkeypatch.setattr(experiment, "run_seed", lambda config, seed: trained.append(seed) or run_seed(config, seed))
+    monkeypatch.setattr(experiment, "run_seed", lambda c, s, n: trained.append(s) or run_seed(c, s, n))
     assert main([*arguments, "--resume", "true"]) == 0
     resumed = json.loads(path.read_text())
     assert resumed["runs"][:3] == partial and len(resumed["runs"]) == 4 and len(trained) == 4

@@ -83,7 +83,8 @@ def test_a_run_writes_control_rows_and_model_rows(tiny, capsys):
         assert rows["topic filter"]["mrr all"] > rows["cosine"]["mrr all"] > rows["chance"]["mrr all"]
         assert run["core_seconds"] > 0
         curves = run["curves"]
-        assert {len(column) for column in curves.values()} == {2}  # epochs
+        assert {len(column) for column in curves.values()} == {3} and curves["epoch"] == [0, 1, 2]
+        assert curves["loss"][0] is None and curves["validation/mrr"][0] > 0  # before the first step: p = q
         assert {"loss", "prediction", "contrastive", "centroid", "vicreg", "steering/zero"} <= set(curves)
         assert any(name.endswith("recall@10") for name in curves) and any(name.endswith("mrr") for name in curves)
     one, two = (run["rows"] for run in found["runs"])
@@ -107,8 +108,8 @@ def load_task_again():
 
 
 def test_unseen_topics(tiny, capsys):
-    by_topic = ["--data.split_by=topic", "--trainer.evaluate_every=1"]
-    assert main(command(tiny, *by_topic)) == 1  # the base file draws keywords, which new topics do not have
+    by_topic = ["--data.split_by=topic", "--trainer.evaluate_every=1", "--steering.variant=mix"]
+    assert main(command(tiny, *by_topic)) == 1  # the mixture draws keywords, which new topics do not have
     assert "set steering.keyword=0 to do without" in capsys.readouterr().err
     assert main(command(tiny, *by_topic, "--steering.keyword=0")) == 0
     methods = [row["method"] for row in result(tiny)["runs"][0]["rows"]]
@@ -127,16 +128,16 @@ def test_a_sweep_has_its_controls_once(tiny):
 def test_an_interrupted_run_goes_on(tiny, monkeypatch):
     run_seed, trained = experiment.run_seed, []
 
-    def failing(config, seed):
+    def failing(config, seed, named):
         if len(trained) == 1:
             raise FloatingPointError("the second seed fails")
         trained.append(seed)
-        return run_seed(config, seed)
+        return run_seed(config, seed, named)
 
     monkeypatch.setattr(experiment, "run_seed", failing)
     assert main(command(tiny, seeds=("0", "1"))) == 1
     kept = result(tiny)["runs"]
-    monkeypatch.setattr(experiment, "run_seed", lambda config, seed: trained.append(seed) or run_seed(config, seed))
+    monkeypatch.setattr(experiment, "run_seed", lambda c, s, n: trained.append(s) or run_seed(c, s, n))
     assert main(command(tiny, "--resume=true", seeds=("0", "1"))) == 0
     assert trained == [0, 1] and result(tiny)["runs"][0] == kept[0] and len(result(tiny)["runs"]) == 2
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from jepa_lab.data import images
+from jepa_lab.families.base import Prepared
 from jepa_lab.monitor import CollapseMonitor
 from jepa_lab.nets import EncoderConfig, image_encoder
 from jepa_lab.objectives import build_objective
@@ -37,32 +38,30 @@ def check(config: Namespace) -> None:
         raise ValueError(f"data.settings of {config.data.name}: {error}") from error
 
 
-def run_seed(config: Namespace, parts: Namespace, seed: int) -> dict[str, Any]:
-    """Train one model and probe it, with the control rows of the same seed beside it.
-
-    With `trainer.evaluate_every` the result also holds `curves`: collapse metrics on validation rows over training.
-    """
-    trainer_config = replace(parts.trainer, seed=seed)
+def prepare(config: Namespace, parts: Namespace, seed: int) -> Prepared:
+    """The images, and an untrained model; with `trainer.evaluate_every`, collapse metrics on validation rows."""
     data = images.load(config.data.name, **config.data.settings)
+    seed_all(seed)
+    encoder = image_encoder(data["train"]["image"], parts.encoder)
+    objective = build_objective(config.objective.name, encoder, parts.objective, seed=seed)
+    trainer = replace(parts.trainer, seed=seed)
+    few = {key: value[:CURVE_ROWS] for key, value in data["validation"].items()}
+    watch = CollapseMonitor(max_rows=CURVE_ROWS).watch(few) if trainer.evaluate_every else None
+    return Prepared(objective, data["train"], trainer, watch, data)
+
+
+def measure(config: Namespace, parts: Namespace, prepared: Prepared, seed: int) -> list[dict[str, Any]]:
+    """Probe the trained model, with the control rows of the same seed before it."""
+    data = prepared.data
 
     def make_encoder():
         return image_encoder(data["train"]["image"], parts.encoder)
 
-    seed_all(seed)
-    objective = build_objective(config.objective.name, make_encoder(), parts.objective, seed=seed)
-    few = {key: value[:CURVE_ROWS] for key, value in data["validation"].items()}
-    watch = CollapseMonitor(max_rows=CURVE_ROWS).watch(few) if trainer_config.evaluate_every else None
-    trainer = Trainer(objective, data["train"], trainer_config, evaluate=watch)
-    before = watch(objective) if watch else {}
-    trainer.fit()
     rows = control_rows(
-        data, make_encoder, trainer_config, seed, config.split, config.controls, config.tokens, config.probe_rows
+        data, make_encoder, prepared.trainer, seed, config.split, config.controls, config.tokens, config.probe_rows
     )
-    rows.append(probe(objective, data, config.split, config.objective.name, config.tokens, config.probe_rows))
-    result = {"core_seconds": round(trainer.core_seconds, 2), "rows": rows}
-    if watch:
-        result["curves"] = curves(before, trainer)
-    return result
+    name = config.objective.name
+    return [*rows, probe(prepared.objective, data, config.split, name, config.tokens, config.probe_rows)]
 
 
 def curves(before: dict[str, float], trainer: Trainer) -> dict[str, list[int | float | None]]:

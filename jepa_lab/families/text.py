@@ -18,6 +18,7 @@ from torch import Tensor
 from jepa_lab.data import text
 from jepa_lab.data.steering import SteeringConfig, SteeringDataset, keyword_vectors
 from jepa_lab.data.text_encoders import ENCODERS, build_text_encoder
+from jepa_lab.families.base import Prepared
 from jepa_lab.monitor import TrainingMonitor
 from jepa_lab.objectives import build_objective
 from jepa_lab.search import SearchTask, control_rows, model_rows
@@ -54,35 +55,32 @@ def check(config: Namespace) -> None:
         raise ValueError(f"data.settings of {config.data.name}: {error}") from error
 
 
-def run_seed(config: Namespace, parts: Namespace, seed: int) -> dict[str, Any]:
-    """Train one model on the split of this seed, and search the reported part with it and without it.
-
-    With `trainer.evaluate_every` the result also holds `curves`: training and validation metrics by epoch.
-    """
-    data = TextConfig(**vars(config.data))
-    task = load_task(data, seed)
-    trainer_config = replace(parts.trainer, seed=seed)
+def prepare(config: Namespace, parts: Namespace, seed: int) -> Prepared:
+    """The task of this seed's split, and an untrained model; evaluated on the validation questions, steered."""
+    task = load_task(TextConfig(**vars(config.data)), seed)
+    trainer = replace(parts.trainer, seed=seed)
     seed_all(seed)
-    dataset = training_set(task, SteeringConfig(**vars(config.steering)), trainer_config)
+    dataset = training_set(task, SteeringConfig(**vars(config.steering)), trainer)
     objective = build_objective(config.objective.name, dataset.centroids, parts.objective, seed=seed)
     held_out = task.batch("validation")
-    trainer = Trainer(objective, dataset, trainer_config, evaluate=lambda model: model.evaluate(held_out))
-    trainer.fit()
-    rows = control_rows(task, config.split) if config.controls else []
-    rows += model_rows(task, objective, config.objective.name, config.split)
-    result = {"core_seconds": round(trainer.core_seconds, 2), "rows": rows}
-    if trainer_config.evaluate_every:
-        result["curves"] = curves(trainer)
-    return result
+    return Prepared(objective, dataset, trainer, lambda model: model.evaluate(held_out), task)
 
 
-def curves(trainer: Trainer) -> dict[str, list[int | float | None]]:
-    """The means of all training metrics and the validation metrics, by epoch, to five digits."""
-    history = TrainingMonitor.from_trainer(trainer).history
-    return {
-        name: [value if value is None or name == "epoch" else float(f"{value:.5g}") for value in column]
-        for name, column in history.items()
-    }
+def measure(config: Namespace, parts: Namespace, prepared: Prepared, seed: int) -> list[dict[str, Any]]:
+    """Search the reported part with the trained model, and without it."""
+    rows = control_rows(prepared.data, config.split) if config.controls else []
+    return [*rows, *model_rows(prepared.data, prepared.objective, config.objective.name, config.split)]
+
+
+def curves(before: dict[str, float], trainer: Trainer) -> dict[str, list[int | float | None]]:
+    """The means of all training metrics and the validation metrics, by epoch, to five digits; `before` in epoch 0."""
+    monitor = TrainingMonitor.from_trainer(trainer)
+    history, known = monitor.history, {f"validation/{name}": value for name, value in before.items()} | {"epoch": 0}
+    return {name: [_digits(value) for value in (known.get(name), *column)] for name, column in history.items()}
+
+
+def _digits(value: int | float | None) -> int | float | None:
+    return value if value is None or isinstance(value, int) else float(f"{value:.5g}")
 
 
 def load_task(data: TextConfig, seed: int) -> SearchTask:
