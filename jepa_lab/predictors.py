@@ -1,10 +1,10 @@
 """From what is seen to what is not: the predictors.
 
-Book: chapters 01, 03, 12.
+Book: chapters 01, 03, 12, 13.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jepa_lab.nets import MLP, Transformer
+from jepa_lab.routing import SubspaceRouter
 
 
 class MaskedTokenPredictor(nn.Module):
@@ -146,3 +147,118 @@ class SteeringPredictor(nn.Module):
         if self.config.residual:
             p = question + p
         return F.normalize(p, dim=-1) if self.config.normalize_output else p
+
+
+@dataclass(frozen=True)
+class DecomposedConfig:
+    """The residual network: `num_layers` hidden layers of width `hidden_dim` beside a linear map (0 leaves the linear
+    map alone), on question, steering and coarse part side by side (`concat`) or summed (`add`)."""
+
+    hidden_dim: int = 256
+    num_layers: int = 2
+    dropout: float = 0.1
+    combine: Literal["concat", "add"] = "concat"
+
+    def __post_init__(self):
+        if self.hidden_dim < 1 or self.num_layers < 0:
+            raise ValueError(
+                "model.hidden_dim must be at least 1 and model.num_layers not negative (0 = linear), "
+                f"got {self.hidden_dim} and {self.num_layers}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+        if self.combine not in ("concat", "add"):
+            raise ValueError(f"model.combine must be concat or add, got {self.combine!r}")
+
+
+class Decomposed(NamedTuple):
+    """A prediction [B, D] and what it is made of: coarse + fine [B, D], the routing weights and logits [B, K]."""
+
+    prediction: Tensor
+    coarse: Tensor
+    fine: Tensor
+    weights: Tensor
+    logits: Tensor
+
+
+class DecomposedPredictor(nn.Module):
+    """A prediction that says where it comes from: an exact anchor plus a residual.
+
+        prediction = coarse + fine,   coarse = sum_k w_k anchor_k,   fine = f(q, s, coarse)
+
+    The router chooses the weights w. Anchors are the centroids of the subspaces, frozen unless `refresh` is called: the
+    coarse part of a one-hot choice is a centroid to the bit. The length of the fine part says how far from typical the
+    prediction is: its *atypicality*, in absolute terms and, after `calibrate`, as a percentile of the training pairs.
+
+    Shapes: question, steering [B, D] -> `Decomposed`.
+    Raises: ValueError when the router has another width, or another number of subspaces, than the anchors [K, D].
+    Book: chapter 13.
+    """
+
+    def __init__(self, anchors: Float[Tensor, "K D"], router: SubspaceRouter, config: DecomposedConfig | None = None):
+        super().__init__()
+        k, dim = anchors.shape
+        if (router.n_subspaces, router.dim) != (k, dim):
+            raise ValueError(
+                f"router must have {k} subspaces of width {dim}, as the anchors, got {router.n_subspaces} of "
+                f"{router.dim}"
+            )
+        if not anchors.isfinite().all():
+            raise ValueError("anchors must be finite: look for NaN in the embeddings")
+        self.config = c = config or DecomposedConfig()
+        self.router = router
+        self.register_buffer("anchors", anchors.detach().clone())
+        self.register_buffer("residual", torch.tensor(1.0))  # 0 in a first stage that trains the router alone
+        self.register_buffer("quantiles", torch.full((101,), -1.0))  # of the atypicality; -1 = not known yet
+        width = 3 * dim if c.combine == "concat" else dim
+        self.skip = nn.Linear(width, dim)
+        layers = []
+        for i in range(c.num_layers):
+            layers += [nn.Linear(c.hidden_dim if i else width, c.hidden_dim), nn.LayerNorm(c.hidden_dim), nn.GELU()]
+            layers += [nn.Dropout(c.dropout)]
+        self.net = nn.Sequential(*layers, nn.Linear(c.hidden_dim, dim)) if layers else None
+        last = [self.skip] if self.net is None else [self.skip, self.net[-1]]
+        for layer in last:  # starts at its anchor
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        question: Float[Tensor, "B D"],
+        steering: Float[Tensor, "B D"],
+        generator: torch.Generator | None = None,
+    ) -> Decomposed:
+        weights, logits = self.router(question, steering, generator)
+        coarse = weights @ self.anchors
+        if self.config.combine == "concat":
+            x = torch.cat([question, steering, coarse], dim=-1)
+        else:
+            x = question + steering + coarse
+        fine = self.skip(x) if self.net is None else self.skip(x) + self.net(x)
+        fine = fine * self.residual
+        return Decomposed(coarse + fine, coarse, fine, weights, logits)
+
+    @torch.no_grad()
+    def refresh(self, anchors: Float[Tensor, "K D"]) -> None:
+        """Move the anchors, for a space that moved in training."""
+        self.anchors.copy_(anchors)
+
+    @torch.no_grad()
+    def calibrate(self, fine: Float[Tensor, "n D"]) -> None:
+        """Keep the distribution of the atypicality over these residuals, of the training pairs."""
+        q = torch.linspace(0, 1, len(self.quantiles), device=fine.device, dtype=fine.dtype)
+        self.quantiles.copy_(torch.quantile(fine.norm(dim=1), q))
+
+    @torch.no_grad()
+    def percentile(self, atypicality: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """Share of the training pairs, in %, that are less atypical; straight lines between whole percents.
+
+        Raises: ValueError before `calibrate`.
+        """
+        q = self.quantiles
+        if q[0] < 0:
+            raise ValueError("calibrate the predictor on training pairs first: a percentile needs a distribution")
+        upper = torch.searchsorted(q, atypicality.to(q.dtype).contiguous()).clamp(1, len(q) - 1)
+        low, high = q[upper - 1], q[upper]
+        within = (atypicality - low) / (high - low).clamp_min(torch.finfo(q.dtype).tiny)
+        return upper - 1 + within.clamp(0, 1)

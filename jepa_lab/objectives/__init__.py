@@ -2,7 +2,7 @@
 
     objective = build_objective("jepa", encoder, target="none")
 
-Book: chapters 01, 04, 06, 12.
+Book: chapters 01, 04, 06, 12, 13.
 """
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from jepa_lab.objectives.decorrelation import (
     VICRegConfig,
 )
 from jepa_lab.objectives.jepa import JEPA, JEPAConfig, MomentumConfig, PredictorConfig
+from jepa_lab.objectives.routed import RoutedJasper, RoutedJasperConfig, RoutingLossConfig
 from jepa_lab.objectives.siamese import BYOL, BYOLConfig, SimSiam, SimSiamConfig
 from jepa_lab.objectives.steering import Jasper, JasperConfig, JasperLossConfig, TargetConfig
 from jepa_lab.objectives.supervised import Supervised, SupervisedConfig
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "byol": BYOL,
     "contrastive": Contrastive,
     "jasper": Jasper,
+    "jasper_routed": RoutedJasper,
     "jepa": JEPA,
     "lejepa": LeJEPA,
     "simsiam": SimSiam,
@@ -38,8 +40,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def build_objective(name: str, encoder: TokenEncoder | Tensor, config=None, seed: int = 0, **settings) -> Objective:
-    """The objective called `name` on this encoder (`jasper`: on these centroids of the topics, [K, D]), from its config
-    object or from the config's fields as keywords.
+    """The objective called `name` on this encoder (`jasper`, `jasper_routed`: on these centroids of the topics,
+    [K, D]), from its config object or from the config's fields as keywords.
 
     Raises: ValueError for an unknown name (lists the known ones), TypeError for an unknown setting.
     """
@@ -69,6 +71,9 @@ __all__ = [
     "MomentumConfig",
     "Objective",
     "PredictorConfig",
+    "RoutedJasper",
+    "RoutedJasperConfig",
+    "RoutingLossConfig",
     "SimSiam",
     "SimSiamConfig",
     "Supervised",

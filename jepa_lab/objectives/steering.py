@@ -144,13 +144,20 @@ class Jasper(Objective):
         super().__init__(nn.Identity() if ema.target == "raw" else ResidualEncoder(dim, ema.hidden_dim), seed)
         self.config = config
         self.register_buffer("centroids", centroids.clone())
-        self.predictor = SteeringPredictor(dim, config.model)
+        self.predictor = self._build_predictor()
         self.target_encoder = EMAEncoder(self.encoder, ema.build()) if ema.target == "ema" else None
 
+    def _build_predictor(self) -> nn.Module:
+        return SteeringPredictor(self.centroids.shape[1], self.config.model)
+
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, scale = self.config.loss, self._scale()
         # Each loss is one over the batch, so several processes bring their rows together first.
         p, y = gather(self.predict(batch["question"], batch["steering"])), gather(self.target(batch["source"]))
+        return self._losses(p, y, batch)
+
+    def _losses(self, p: Tensor, y: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The four losses, weighted and summed, on the gathered predictions and targets of a batch; the metrics."""
+        loss, scale = self.config.loss, self._scale()
         parts, metrics = {}, {}
         if loss.prediction:
             parts["prediction"] = prediction_loss(p * scale, y * scale, target_norm="none")
