@@ -20,8 +20,10 @@ from jepa_lab.data.augment import Augmentation
 from jepa_lab.masking import MaskConfig
 from jepa_lab.nets import EncoderConfig, TokenEncoder, Tokens, Transformer, image_encoder
 from jepa_lab.objectives import OBJECTIVES, MomentumConfig, TwoView, build_objective
+from jepa_lab.objectives.routed import RoutedJasper, RoutedJasperConfig, RoutingLossConfig
 from jepa_lab.objectives.steering import Jasper, JasperConfig, TargetConfig
-from jepa_lab.predictors import SteeringPredictorConfig
+from jepa_lab.predictors import DecomposedConfig, SteeringPredictorConfig
+from jepa_lab.routing import RouterConfig
 
 WORLD = 2
 STEPS = 3
@@ -142,6 +144,26 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, list[dict[str, Tensor]]]]
 
     for target, rows in zip(("raw", *TARGETS), (8, 7, 8, 7), strict=True):
         add_jasper(target, rows)
+
+    def add_routed(target: str, rows: int, sampling: str, **settings) -> None:
+        def build():
+            torch.manual_seed(0)
+            config = RoutedJasperConfig(
+                DecomposedConfig(hidden_dim=8, dropout=0.0),
+                TargetConfig(target, start=0.8, end=0.9, hidden_dim=8),
+                router=RouterConfig(hidden_dim=8, dropout=0.0, sampling=sampling),
+                # At these settings every routing loss is at work from the first step.
+                routing=RoutingLossConfig(residual_margin=0.0, entropy_until=0.1, disentanglement=0.5),
+                **settings,
+            )
+            centroids = F.normalize(torch.randn(3, 6), dim=1)
+            return RoutedJasper(centroids, config, seed=1).double(), pairs(rows)
+
+        found[f"jasper_routed {rows} pairs {target} {sampling}"] = build
+
+    add_routed("raw", 8, "gumbel")
+    add_routed("ema", 7, "gumbel", refreshes=STEPS)
+    add_routed("none", 7, "straight_through", router_first=0.5)
     return found
 
 

@@ -20,7 +20,8 @@ from jepa_lab.data.steering import SteeringConfig, SteeringDataset, keyword_vect
 from jepa_lab.data.text_encoders import ENCODERS, build_text_encoder
 from jepa_lab.families.base import Prepared
 from jepa_lab.monitor import TrainingMonitor
-from jepa_lab.objectives import build_objective
+from jepa_lab.objectives import RoutedJasper, build_objective
+from jepa_lab.routing_rows import routing_rows, topic_control_rows
 from jepa_lab.search import SearchTask, control_rows, model_rows
 from jepa_lab.training import Trainer, seed_all
 
@@ -68,8 +69,13 @@ def prepare(config: Namespace, parts: Namespace, seed: int) -> Prepared:
 
 def measure(config: Namespace, parts: Namespace, prepared: Prepared, seed: int) -> list[dict[str, Any]]:
     """Search the reported part with the trained model, and without it."""
-    rows = control_rows(prepared.data, config.split) if config.controls else []
-    return [*rows, *model_rows(prepared.data, prepared.objective, config.objective.name, config.split)]
+    task, objective, name, part = prepared.data, prepared.objective, config.objective.name, config.split
+    rows = control_rows(task, part) if config.controls else []
+    rows += model_rows(task, objective, name, part)
+    if isinstance(objective, RoutedJasper) and not task.unseen_topics:  # a router knows the topics it was trained on
+        rows += topic_control_rows(task, part) if config.controls else []
+        rows += routing_rows(task, objective, name, part)
+    return rows
 
 
 def curves(before: dict[str, float], trainer: Trainer) -> dict[str, list[int | float | None]]:

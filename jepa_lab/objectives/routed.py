@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jepa_lab.calibration import expected_calibration_error
 from jepa_lab.distributed import gather
-from jepa_lab.objectives.steering import Jasper, JasperLossConfig, TargetConfig
+from jepa_lab.objectives.steering import Jasper, JasperConfig
 from jepa_lab.predictors import Decomposed, DecomposedConfig, DecomposedPredictor
 from jepa_lab.routing import RouterConfig, SubspaceRouter, entropy
 from jepa_lab.routing_losses import (
@@ -55,7 +55,7 @@ class RoutingLossConfig:
 
 
 @dataclass(frozen=True)
-class RoutedJasperConfig:
+class RoutedJasperConfig(JasperConfig):
     """The residual network (`model`), the `router`, the space of the targets (`ema`), the losses on the prediction
     (`loss`) and those on its routing (`routing`). `router_first` is the share of the training in which the residual is
     0 and the router alone learns. `refreshes` is how often in the course of the training the anchors are made anew from
@@ -63,8 +63,6 @@ class RoutedJasperConfig:
 
     model: DecomposedConfig = field(default_factory=DecomposedConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
-    ema: TargetConfig = field(default_factory=TargetConfig)
-    loss: JasperLossConfig = field(default_factory=JasperLossConfig)
     routing: RoutingLossConfig = field(default_factory=RoutingLossConfig)
     router_first: float = 0.0
     refreshes: int = 0
