@@ -6,19 +6,24 @@ import signal
 import sys
 
 from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import PositiveInt
 
 from jepa_lab.checkpoints import CheckpointError
 from jepa_lab.config import parse
-from jepa_lab.experiment import checkpoint_root, evaluate, run
+from jepa_lab.experiment import checkpoint_root, evaluate, restore, run
+from jepa_lab.explain_text import TextExplainer, page
+from jepa_lab.style import use_style
 
 USAGE = """usage: python -m jepa_lab train --config jepa_lab/configs/NAME.yaml [--trainer.epochs 2] [--seeds 0 1 2]
                                 [--objective.mask.ratio 0.5] [--out results] [--resume true | --resume CHECKPOINT]
        python -m jepa_lab evaluate --checkpoint CHECKPOINT [--split test] [--json]
+       python -m jepa_lab explain --checkpoint CHECKPOINT --question "TEXT" [--topic NAME] [--json] [--plot FILE]
 
 train     trains, measures beside the control rows, and writes results/NAME.json. Checkpoints go to
           results/checkpoints/NAME; --resume true goes on after an interruption.
           `train --config FILE --help` lists every setting with its default, `--print_config` the settings of a run.
-evaluate  measures the model in a checkpoint, as its run did."""
+evaluate  measures the model in a checkpoint, as its run did.
+explain   says why a model of texts predicts what it predicts for a question, steered to a topic or not."""
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +31,7 @@ def main(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     command, *rest = arguments
-    commands = {"train": train_command, "evaluate": evaluate_command}
+    commands = {"train": train_command, "evaluate": evaluate_command, "explain": explain_command}
     if command not in commands:
         print(f"unknown command {command!r}\n{USAGE}", file=sys.stderr)
         return 2
@@ -81,6 +86,30 @@ def evaluate_command(arguments: list[str]) -> int:
     for row in rows:
         numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
         print(f"{row['method']}: " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+    return 0
+
+
+def explain_command(arguments: list[str]) -> int:
+    parser = ArgumentParser("python -m jepa_lab explain", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint", type=str, required=True, help="the file that a training run wrote")
+    parser.add_argument("--question", type=str, required=True, help="what to look for, in words")
+    parser.add_argument("--topic", type=str, help="steer to this topic; default: no steering")
+    parser.add_argument("--neighbours", type=PositiveInt, default=3, help="how many known pairs to name")
+    parser.add_argument("--json", action="store_true", help="print the explanation as JSON")
+    parser.add_argument("--plot", type=str, help="draw the explanation into this file, such as why.png")
+    try:
+        config = parser.parse_args(arguments)
+    except ArgumentError as error:
+        return _complain(error, 2)
+    try:
+        settings, _, prepared, seed = restore(config.checkpoint)
+        told = TextExplainer.of_run(settings, prepared, seed, config.neighbours).explain(config.question, config.topic)
+        if config.plot:
+            use_style()
+            told.plot().savefig(config.plot)
+    except (ArgumentError, ValueError, ImportError, OSError, CheckpointError) as error:
+        return _complain(error, 1)
+    print(told.to_json() if config.json else page(told))
     return 0
 
 

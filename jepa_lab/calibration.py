@@ -82,3 +82,21 @@ def risk_coverage(doubt: Float[Tensor, " n"], failed: Bool[Tensor, " n"]) -> tup
     expected = torch.repeat_interleave(share, count)
     answered = torch.arange(1, len(doubt) + 1, device=doubt.device, dtype=torch.float64)
     return answered / len(doubt), expected.cumsum(0) / answered
+
+
+@torch.no_grad()
+def quantiles_of(values: Float[Tensor, " n"]) -> Float[Tensor, "101"]:
+    """The 0th to 100th percentile of a sample. Shapes: [n] -> [101]."""
+    return torch.quantile(values, torch.linspace(0, 1, 101, device=values.device, dtype=values.dtype))
+
+
+@torch.no_grad()
+def percentile_of(x: Float[Tensor, " B"], quantiles: Float[Tensor, " Q"]) -> Float[Tensor, " B"]:
+    """Share of a sample, in %, that lies below each x, from its equally spaced `quantiles`; straight lines between.
+
+    Shapes: x [B], quantiles [Q], rising -> [B], 0 to 100.
+    """
+    upper = torch.searchsorted(quantiles, x.to(quantiles.dtype).contiguous()).clamp(1, len(quantiles) - 1)
+    low, high = quantiles[upper - 1], quantiles[upper]
+    within = (x - low) / (high - low).clamp_min(torch.finfo(quantiles.dtype).tiny)
+    return (upper - 1 + within.clamp(0, 1)) * (100 / (len(quantiles) - 1))

@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from jepa_lab import __version__, checkpoints
 from jepa_lab.config import build, family, make_parser, repetition, reread, stored
 from jepa_lab.distributed import rank
+from jepa_lab.families.base import Prepared
 from jepa_lab.files import write_atomic
 from jepa_lab.training import Trainer, pick_device
 
@@ -141,6 +142,16 @@ def evaluate(path: str | Path, split: str | None = None) -> list[dict[str, Any]]
 
     Raises: CheckpointError for a file that cannot be read, or was not written by the command line.
     """
+    config, parts, prepared, seed = restore(path, split)
+    return family(config).measure(config, parts, prepared, seed)
+
+
+def restore(path: str | Path, split: str | None = None) -> tuple[Namespace, Namespace, Prepared, int]:
+    """The run that a checkpoint belongs to, with the weights in it: its configuration, as parsed and with its parts
+    built, data and model, and seed.
+
+    Raises: CheckpointError for a file that cannot be read, or was not written by the command line.
+    """
     content = checkpoints.load(path)
     run = content["settings"].get("run", {})
     if "config" not in run:
@@ -155,7 +166,7 @@ def evaluate(path: str | Path, split: str | None = None) -> list[dict[str, Any]]
     prepared = family(config).prepare(config, parts, run["seed"])
     prepared.objective.load_state_dict(content["objective"])
     prepared.objective.to(pick_device(config.trainer.device))
-    return family(config).measure(config, parts, prepared, run["seed"])
+    return config, parts, prepared, run["seed"]
 
 
 def checkpoint_root(config: Namespace) -> Path:

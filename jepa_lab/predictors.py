@@ -12,6 +12,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from jepa_lab.calibration import percentile_of, quantiles_of
 from jepa_lab.nets import MLP, Transformer
 from jepa_lab.routing import SubspaceRouter
 
@@ -246,8 +247,7 @@ class DecomposedPredictor(nn.Module):
     @torch.no_grad()
     def calibrate(self, fine: Float[Tensor, "n D"]) -> None:
         """Keep the distribution of the atypicality over these residuals, of the training pairs."""
-        q = torch.linspace(0, 1, len(self.quantiles), device=fine.device, dtype=fine.dtype)
-        self.quantiles.copy_(torch.quantile(fine.norm(dim=1), q))
+        self.quantiles.copy_(quantiles_of(fine.norm(dim=1)))
 
     @torch.no_grad()
     def percentile(self, atypicality: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
@@ -255,10 +255,6 @@ class DecomposedPredictor(nn.Module):
 
         Raises: ValueError before `calibrate`.
         """
-        q = self.quantiles
-        if q[0] < 0:
+        if self.quantiles[0] < 0:
             raise ValueError("calibrate the predictor on training pairs first: a percentile needs a distribution")
-        upper = torch.searchsorted(q, atypicality.to(q.dtype).contiguous()).clamp(1, len(q) - 1)
-        low, high = q[upper - 1], q[upper]
-        within = (atypicality - low) / (high - low).clamp_min(torch.finfo(q.dtype).tiny)
-        return upper - 1 + within.clamp(0, 1)
+        return percentile_of(atypicality, self.quantiles)

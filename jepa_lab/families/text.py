@@ -89,6 +89,11 @@ def _digits(value: int | float | None) -> int | float | None:
     return value if value is None or isinstance(value, int) else float(f"{value:.5g}")
 
 
+def load_pairs(data: TextConfig | Namespace) -> text.Pairs:
+    """The texts themselves."""
+    return DATASETS[data.name](**(data.settings or {}))
+
+
 def load_task(data: TextConfig, seed: int) -> SearchTask:
     """The pairs, embedded by an encoder that saw the training part of this seed's split alone."""
     return _load_task(data.name, json.dumps(data.settings or {}), data.split_by, data.encoder, data.dim, seed)
