@@ -13,12 +13,12 @@ from jepa_lab.style import COLORS, figure
 if TYPE_CHECKING:
     from jepa_lab.explain import Explanation
 
-_WITH, _WITHOUT, _PARTS = COLORS["JEPA"], "#B5B5B5", ("#0072B2", "#E69F00")
+_WITH, _WITHOUT, _PARTS = COLORS["JEPA"], "#B5B5B5", ("#009E73", "#E69F00")
 
 
 def plot_explanation(e: "Explanation", top: int = 6) -> Figure:
-    """Draw the most likely subspaces with and without steering, and the lengths of coarse and fine part; beneath, the
-    signal in words. Without a router only how far the steering moved the prediction is left to draw.
+    """Draw the most likely subspaces with and without steering, and the lengths of coarse and fine part. Of a model
+    without router only how far the steering moved the prediction is left to draw.
 
     Raises: ValueError for top < 1.
     Book: chapter 13.
