@@ -153,12 +153,14 @@ class SteeringPredictor(nn.Module):
 @dataclass(frozen=True)
 class DecomposedConfig:
     """The residual network: `num_layers` hidden layers of width `hidden_dim` beside a linear map (0 leaves the linear
-    map alone), on question, steering and coarse part side by side (`concat`) or summed (`add`)."""
+    map alone), on question, steering and coarse part side by side (`concat`) or summed (`add`). `start`: before any
+    training the residual is the question itself (`question`), which already finds sources, or zero (`anchor`)."""
 
     hidden_dim: int = 256
     num_layers: int = 2
     dropout: float = 0.1
     combine: Literal["concat", "add"] = "concat"
+    start: Literal["question", "anchor"] = "question"
 
     def __post_init__(self):
         if self.hidden_dim < 1 or self.num_layers < 0:
@@ -170,6 +172,8 @@ class DecomposedConfig:
             raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
         if self.combine not in ("concat", "add"):
             raise ValueError(f"model.combine must be concat or add, got {self.combine!r}")
+        if self.start not in ("anchor", "question"):
+            raise ValueError(f"model.start must be anchor or question, got {self.start!r}")
 
 
 class Decomposed(NamedTuple):
@@ -185,7 +189,7 @@ class Decomposed(NamedTuple):
 class DecomposedPredictor(nn.Module):
     """A prediction that says where it comes from: an exact anchor plus a residual.
 
-        prediction = coarse + fine,   coarse = sum_k w_k anchor_k,   fine = f(q, s, coarse)
+        prediction = coarse + fine,   coarse = sum_k w_k anchor_k,   fine = q + f(q, s, coarse)  or  f(q, s, coarse)
 
     The router chooses the weights w. Anchors are the centroids of the subspaces, frozen unless `refresh` is called: the
     coarse part of a one-hot choice is a centroid to the bit. The length of the fine part says how far from typical the
@@ -219,7 +223,7 @@ class DecomposedPredictor(nn.Module):
             layers += [nn.Dropout(c.dropout)]
         self.net = nn.Sequential(*layers, nn.Linear(c.hidden_dim, dim)) if layers else None
         last = [self.skip] if self.net is None else [self.skip, self.net[-1]]
-        for layer in last:  # starts at its anchor
+        for layer in last:  # nothing is added to the start
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -236,6 +240,8 @@ class DecomposedPredictor(nn.Module):
         else:
             x = question + steering + coarse
         fine = self.skip(x) if self.net is None else self.skip(x) + self.net(x)
+        if self.config.start == "question":
+            fine = fine + question
         fine = fine * self.residual
         return Decomposed(coarse + fine, coarse, fine, weights, logits)
 

@@ -98,14 +98,18 @@ def explained(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_an_explanation_recovers_what_was_planted(seed):
-    """Measured over these five seeds: see the report of each line. Recipe chosen on seeds 10 to 12."""
+    """Measured over these five seeds, the recipe chosen on seeds 10 to 12: accuracy 1.00 steered and 0.73 to 0.78 not,
+    within 0.015 of what is named; atypicality 0.97 to 0.98, its percentile the same; influence 0.89 to 0.92 by KL and
+    0.86 to 0.90 by distance. The router is too sure of what it cannot know: mean KL 0.67 to 0.77 nats for planted 0.47
+    to 0.52. With a residual that starts at zero: atypicality 0.92 to 0.93, influence by distance 0.52 to 0.61."""
     topic, residual, effect, named, told = explained(seed)
     right = torch.tensor([e.primary_subspace == f"topic {t}" for e, t in zip(told, topic.tolist(), strict=True)])
     assert right.double().mean() >= 0.95
     assert spearman(torch.tensor([e.atypicality for e in told]), residual) >= 0.9
-    assert spearman(torch.tensor([e.atypicality_percentile for e in told]), residual) >= 0.88
+    assert spearman(torch.tensor([e.atypicality_percentile for e in told]), residual) >= 0.9
     influence = torch.tensor([e.steering_influence.kl for e in told])
     assert spearman(influence, effect) >= 0.8
+    assert spearman(torch.tensor([e.steering_influence.l2 for e in told]), effect) >= 0.8
     assert influence.mean().item() == pytest.approx(effect.mean().item(), abs=0.35)
     # Unsteered it cannot be better than what the question names, and comes near that.
     best = (named.argmax(1) == topic).double().mean().item()

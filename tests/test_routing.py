@@ -319,9 +319,13 @@ def test_the_coarse_part_of_a_one_hot_route_is_the_centroid(training, settings, 
     assert len(out.weights.argmax(1).unique()) > 1
 
 
-def test_it_starts_at_its_anchor():
-    out = predictor()(*inputs(), torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("combine", ["concat", "add"])
+def test_it_starts_where_it_says(combine):
+    q, s = inputs()
+    out = predictor(combine=combine, start="anchor")(q, s, torch.Generator().manual_seed(0))
     assert torch.equal(out.prediction, out.coarse) and out.fine.abs().max() == 0
+    out = predictor(combine=combine)(q, s, torch.Generator().manual_seed(0))
+    assert torch.equal(out.fine, q) and torch.equal(out.prediction, out.coarse + q)
 
 
 def test_the_residual_is_zero_in_the_first_stage():
@@ -396,6 +400,7 @@ def test_configs_are_frozen_and_have_defaults():
         (lambda: disentanglement(randn(1, K)), r"weights must be \[B, K\] with B >= 2"),
         (lambda: disentanglement([randn(5, K), randn(6, K)]), "the same B in each axis"),
         (lambda: DecomposedConfig(combine="sum"), "model.combine must be concat or add, got 'sum'"),
+        (lambda: DecomposedConfig(start="zero"), "model.start must be anchor or question, got 'zero'"),
         (lambda: DecomposedPredictor(randn(K, D + 1), router()), "router must have 4 subspaces of width 7"),
         (lambda: DecomposedPredictor(randn(K, D) / 0, router()), "anchors must be finite"),
         (lambda: predictor().percentile(randn(3)), "calibrate the predictor on training pairs first"),

@@ -14,6 +14,7 @@ from jepa_lab.__main__ import main
 from jepa_lab.config import resolve
 from jepa_lab.data import text
 from jepa_lab.data.steering import keyword_vectors
+from jepa_lab.explain import Explanation
 from jepa_lab.families.text import TextConfig, load_task
 from jepa_lab.search import control_rows, fit_ridge
 
@@ -149,6 +150,95 @@ def test_chosen_on_validation_when_asked(tiny):
     assert main(command(tiny)) == 0
     on_test = {row["method"]: row["mrr"] for row in result(tiny)["runs"][0]["rows"]}
     assert on_validation["chance"] > on_test["chance"]  # a smaller part is an easier pool
+
+
+# ------------------------------------------------------------------------------------------------- with a router
+
+ROUTED_YAML = BASE_YAML.replace("jasper_base", "jasper_routed")
+TOPIC_CONTROLS = ["majority topic", "nearest centroid", "logistic regression"]
+ROUTING = ["jasper_routed, routing", "jasper_routed, routing, zero", "jasper_routed, coarse"]
+
+
+def routed_command(folder, *extra):
+    return [ROUTED_YAML if part == BASE_YAML else part for part in command(folder, *extra)]
+
+
+def routed_rows(folder):
+    return {row["method"]: row for row in json.loads((folder / "jasper_routed.json").read_text())["runs"][0]["rows"]}
+
+
+def test_a_routed_run_has_rows_of_its_routing(tiny):
+    assert main(routed_command(tiny, "--trainer.epochs=30", "--trainer.lr=0.005")) == 0
+    rows = routed_rows(tiny)
+    assert list(rows) == CONTROLS + [f"jasper_routed{name}" for name in MODEL] + TOPIC_CONTROLS + ROUTING
+    steered, alone, coarse = (rows[name] for name in ROUTING)
+    for row in (steered, alone):
+        for name in ("routing_accuracy", "ece", "failures", "failures all"):
+            assert 0 <= row[name] <= 1
+        assert 1 <= row["subspaces_used"] <= TOPICS + 1e-6 and row["residual_norm"] > 0
+    assert steered["recall@10"] == rows["jasper_routed"]["recall@10"]
+    assert alone["mrr"] == rows["jasper_routed, zero"]["mrr"]
+    # Questions name no topic here, but the steering does: measured over seeds 0 to 2, see the margins.
+    assert steered["routing_accuracy"] > 0.9 > 0.6 > alone["routing_accuracy"]
+    assert coarse["recall@1"] < 1
+    aurocs = [name for name in steered if name.startswith("AUROC") and name.endswith("all")]
+    assert {f"AUROC {name} all" for name in ("residual", "entropy", "max similarity", "margin")} <= set(aurocs)
+    task = load_task(TextConfig("squad", {"root": str(tiny), "name": "tiny.json"}, dim=12), 0)
+    test, train = task.parts["test"], task.parts["train"]
+    nearest = (task.question[test] @ task.centroids.T).argmax(1)
+    assert rows["nearest centroid"]["routing_accuracy"] == (nearest == task.topic[test]).double().mean()
+    most = int(torch.bincount(task.topic[train]).argmax())
+    assert rows["majority topic"]["routing_accuracy"] == (task.topic[test] == most).double().mean()
+
+
+@pytest.mark.slow
+def test_a_routed_run_on_unseen_topics_has_no_routing_rows(tiny):
+    assert main(routed_command(tiny, "--data.split_by=topic", "--steering.keyword=0", "--controls=[]")) == 0
+    assert list(routed_rows(tiny)) == [f"jasper_routed{name}" for name in MODEL if name != ", keyword"]
+
+
+def checkpoint(folder, name="jasper_routed"):
+    return str(sorted((folder / "checkpoints" / name).glob("**/epoch*.pt"))[-1])
+
+
+def test_explain(tiny, capsys):
+    assert main(routed_command(tiny, "--controls=[]")) == 0
+    capsys.readouterr()
+    pairs = text.squad_pairs(tiny, "tiny.json")
+    row = int(load_task(TextConfig("squad", {"root": str(tiny), "name": "tiny.json"}, dim=12), 0).parts["train"][0])
+    arguments = ["explain", "--checkpoint", checkpoint(tiny), "--question", pairs.question[row]]
+    assert main([*arguments, "--topic", pairs.topic[row], "--json", "--plot", str(tiny / "why.png")]) == 0
+    one = Explanation.from_json(capsys.readouterr().out)
+    assert one.form == "routed" and one.question == pairs.question[row] and list(one.distribution) == list(pairs.topics)
+    assert one.nearest[0].question == pairs.question[row] and one.nearest[0].similarity == pytest.approx(1, abs=1e-5)
+    assert one.steering_influence.kl > 0 and one.atypicality_percentile is not None
+    assert one.steering_influence.without == "zero steering (50% to 30% of the pairs)"
+    assert (tiny / "why.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*arguments, "--neighbours", "1"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("like  ") == 1 and "0.00 nats, moved by 0.00" in said
+    for extra, message in {
+        "--topic=Article": "unknown topic 'Article' of 6; the nearest names: Article 5",
+        "--question=qwertz": "none of the words of 'qwertz' occurs in the training texts",
+        "--checkpoint=nowhere.pt": "cannot read the checkpoint nowhere.pt",
+    }.items():
+        assert main([*arguments, extra]) == 1
+        assert message in capsys.readouterr().err
+    assert main(arguments[:3]) == 2 and main([*arguments, "--neighbours", "0"]) == 2
+
+
+@pytest.mark.slow
+def test_explain_without_a_router(tiny, capsys):
+    assert main(command(tiny, "--controls=[]")) == 0
+    capsys.readouterr()
+    asked = ["--question", "place1x1 all1 which", "--topic", "Article 2", "--json"]
+    assert main(["explain", "--checkpoint", checkpoint(tiny, "jasper_base"), *asked]) == 0
+    one = Explanation.from_json(capsys.readouterr().out)
+    assert one.form == "reduced" and one.primary_subspace is None and one.steering_influence.l2 > 0
+    assert one.steering_influence.without == "the mean of the topics"  # the training never saw zero steering
+    assert main(command(tiny, "--controls=[]", "--data.split_by=topic", "--out", str(tiny / "topics"))) == 0
+    assert main(["explain", "--checkpoint", checkpoint(tiny / "topics", "jasper_base"), *asked]) == 1
+    assert "explain needs a model that knows its topics" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------- the test is not seen
