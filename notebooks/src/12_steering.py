@@ -671,13 +671,14 @@ plots.table(choices, columns, caption="Validation. A seed is a split.", **look)
 # - **They know different things.** JASPER's scores added to those of TF-IDF are ahead of both.
 # - **The oracle stays ahead**, as long as it is one. We come back to that.
 # - **The recipe hardly matters.** The last table is flat. What was chosen there was chosen on validation questions; the test
-#   questions were searched for the other tables. The spread is over splits, so it holds both, other questions and another model.
+#   questions were searched for the other tables. The spread is over splits, so it holds both, other questions and another
+#   model.
 #
 # ### Topics that were never seen
 #
 # So far the test pairs are new and their topics are not. Harder: keep whole topics out of the training, and steer by the mean
-# of the *other* sources of the new topic, which a search has at hand. **Predict**: what happens to ridge? The line before
-# the table leaves docstrings: questions about Wikipedia paragraphs {cite}`rajpurkar2016squad,artetxe2020xquad`, steered to the
+# of the *other* sources of the new topic, which a search has at hand. **Predict**: what happens to ridge? The line before the
+# table leaves docstrings: questions about Wikipedia paragraphs {cite}`rajpurkar2016squad,artetxe2020xquad`, steered to the
 # article; no paragraph stands in two parts of the split.
 
 # %%
@@ -699,7 +700,16 @@ columns = ["recall@1", "recall@10", "recall@10 all", "ambiguous"]
 plots.table(unseen, columns, caption="Unseen topics. A seed is a split.", **look)
 
 # %% [markdown]
-# TOPICS PROSE
+# On new topics the picture is sober.
+#
+# - *Ridge* falls below plain cosine: what it learned was largely the vocabulary of its topics.
+# - JASPER stays ahead of arithmetic among the test sources, most of all on ambiguous names, and the linear layer is now the
+#   *better* one: the more a model can learn about old topics, the less it knows about new ones.
+# - Among *all* sources it falls behind arithmetic. Most of these sources are of topics that it was trained on, and it is
+#   drawn to them.
+# - Plain words are ahead of all of it, among the test sources even of the filter. They need no training and know no topics.
+# - On XQuAD JASPER is *behind* arithmetic. There are some eight hundred training questions, five paragraphs to an article,
+#   and the article nearly gives the answer. The hint is worth a lot there; learning how to use it did not pay.
 #
 # ## Each loss alone, and together
 #
@@ -716,11 +726,25 @@ rows = [
 rows += ["in-batch only", "hard only", "unit scale", "plan's weights"]
 rows += ["plain", "plain, contrastive alone", "plain, plan's weights"]
 rows = [cases[name] | {"method": name} for name in rows]
-columns = ["recall@1", "recall@10", "mrr", "recall@10 all"]
+change = {
+    name: torch.tensor(cases[name]["mrr all"]) - torch.tensor(cases["MLP"]["mrr all"])
+    for name in (*(f"without {kind}" for kind in kinds), "contrastive alone")
+}
+assert change["without contrastive"].max() < -0.03  # in every split
+assert change["contrastive alone"].max() < -0.02
+for kind in ("prediction", "centroid", "VICReg"):
+    assert change[f"without {kind}"].mean().abs() < 0.012
+columns = ["recall@1", "recall@10", "mrr all", "recall@10 all"]
 plots.table(rows, columns, caption="A seed is a split.", **look)
 
 # %% [markdown]
-# LOSSES PROSE
+# - **InfoNCE is missed most when it is gone.** Among the sources of the test part it comes closest to the whole when alone.
+# - **It needs a pull.** Among all sources InfoNCE alone finds, and does not place: its MRR is lower than that of *prediction*
+#   or *VICReg* alone. These two draw the prediction to its target. Without one of them nothing changes, as the other does its
+#   work; without both the MRR falls in every split.
+# - **The centroid loss can go.** Alone it is a disaster: it asks for the topic, and gets the topic.
+# - *In-batch* negatives alone and *hard* ones alone do nearly as well as both.
+# - *Plan's weights*, ten times as much VICReg and the mixed steering, cost about two points. PLAIN PROSE
 #
 # ### The scale trap
 #
@@ -820,11 +844,11 @@ for ax in fig.axes:
 fig
 
 # %% [markdown]
-# With the gradient through the target nearly all sources end on one spot. `std` and the mean cosine say so from the first epoch.
-# After two epochs less than half of the spread is left, and recall@10 has lost a few points at most: ranking compares cosines
-# with one another, and it does not matter to it whether they differ by a half or by a hundredth. Later recall falls, but
-# nobody would call what is left a collapse. **Never judge a collapse by recall.** VICReg holds the spread, because here it acts
-# on the very vectors that the loss compares, after normalisation.
+# With the gradient through the target nearly all sources end on one spot. `std` and the mean cosine say so from the first
+# epoch. After two epochs less than half of the spread is left, and recall@10 has lost a few points at most: ranking compares
+# cosines with one another, and it does not matter to it whether they differ by a half or by a hundredth. Later recall falls,
+# but nobody would call what is left a collapse. **Never judge a collapse by recall.** VICReg holds the spread, because here
+# it acts on the very vectors that the loss compares, after normalisation.
 #
 # From the table, five splits, at the table's learning rate; *MLP* is the row of the raw target:
 
@@ -869,7 +893,13 @@ rows.append(base["jasper"] | {"method": "JASPER, centroid"})
 plot_recall_rows(rows, "recall@10 all")
 
 # %% [markdown]
-# HINTS PROSE
+# - **Much of the gain needs no hint.** With none, and even with a wrong one, JASPER is far ahead of cosine. It has also
+#   learned how first lines and details are worded.
+# - **The right hint adds to it**, and its form hardly matters: ten keywords do nearly what the mean of the sources does,
+#   though the model was trained on the centroid alone.
+# - **A wrong hint takes the gain of the right one away**, and no more than that. This is the softness of the claim.
+# - **The mix** costs about a point with the right hint and gives about as much back without one or with a wrong one. A model
+#   that never saw a hint ignores it.
 #
 # ## Turn the knob: how hard to steer
 #
@@ -929,8 +959,9 @@ explore(
 # %% [markdown]
 # The ranks move by leaps, since a small shift of the query passes whole crowds of sources. Most of the gain is there with
 # less than half of the hint. And the surprise is at the left end of *wrong*: a weak hint towards the wrong topic finds more
-# than none. This model never saw a question without a hint, so zero is what it knows least. A model trained on the mix would
-# not prefer a wrong hint so clearly; see the small table above.
+# than none. One reason could be that this model never saw a question without a hint. But models trained on the mix like a
+# wrong hint better than none, too (the lines above the last figure). The other reason: the wrong topic is the neighbour of
+# the right one, and much of what it says is true.
 #
 # ## A hint or a filter?
 #
@@ -968,7 +999,7 @@ plots.curves(lines, "share of wrong topics (%)", "recall@10, all (%)", levels=le
 # Below the crossing, trust the filter; above it, the hint. A wrong filter is a closed door: its line falls to nothing. A
 # wrong hint is a nudge to the neighbour's house: its line hardly falls, and it stays above plain cosine, which needs no topic
 # at all. That is what steering has to offer: not more than the filter under perfect labels, but something that can be wrong.
-# (Wrong here means the *nearest* wrong topic. A random one costs more.)
+# (Wrong here means the *nearest* wrong topic. A random one should cost more; that is not measured here.)
 #
 # ## Where we depart from the plan
 #
@@ -1087,7 +1118,8 @@ assert 0.2 < end["std"] < 0.45 and end["cosine"] > 0.8  # splits: 0.31 to 0.32, 
 # ## What to remember
 #
 # - A hint is a vector. Add it, or let a small residual predictor combine it with the question; a linear one is nearly enough.
-# - InfoNCE carries the result. What the other three losses add is within the spread over splits, as is the moving target.
+# - InfoNCE is the loss that is missed most. It wants company: one loss that draws the prediction to its target. The rest can
+#   go.
 # - Rank ties by their mean, tune on validation, compare with tuned arithmetic and with plain words, and take the spread over
 #   *splits*.
 # - Weights of losses mean something only for vectors of a stated length.
@@ -1100,7 +1132,10 @@ assert 0.2 < end["std"] < 0.45 and end["cosine"] > 0.8  # splits: 0.31 to 0.32, 
 #
 # ## Scale up
 #
-# The tables come from these commands; `--resume` goes on after an interruption, and `evaluate` searches with a stored model:
+# The tables come from the first five commands. Every epoch ends with a checkpoint: weights, target, optimiser, schedule,
+# random numbers and the order of the data. After an interruption the same command with `--resume true` goes on, to the same
+# numbers as if nothing had happened; `evaluate` searches with a stored model. The questions of XQuAD are one public file,
+# which the fifth command asks for when it is missing.
 #
 # ```bash
 # python -m jepa_lab train --config jepa_lab/configs/jasper_base.yaml
@@ -1108,6 +1143,8 @@ assert 0.2 < end["std"] < 0.45 and end["cosine"] > 0.8  # splits: 0.31 to 0.32, 
 # python -m jepa_lab train --config jepa_lab/configs/jasper_topics.yaml
 # python -m jepa_lab train --config jepa_lab/configs/jasper_choices.yaml
 # python -m jepa_lab train --config jepa_lab/configs/jasper_squad.yaml
+# python -m jepa_lab train --config jepa_lab/configs/jasper_base.yaml --resume true
+# python -m jepa_lab evaluate --checkpoint results/checkpoints/jasper_base/seed0/epoch_00010.pt
 # ```
 
 # %% tags=["nbval-ignore-output"]
