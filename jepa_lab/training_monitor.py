@@ -163,7 +163,7 @@ class TrainingMonitor:
                 self._rows[epoch] = {name: value for name, value in row.items() if name not in names}
         for epoch, row in rows.items():
             self._rows[epoch] = self._rows.get(epoch, {}) | {name: _scalar(name, v) for name, v in row.items()}
-        self._rows = {epoch: self._rows[epoch] for epoch in sorted(self._rows) if self._rows[epoch]}
+        self._rows = {epoch: self._rows[epoch] for epoch in sorted(self._rows)}
         return self
 
     @classmethod

@@ -108,7 +108,6 @@ def _scale(ax: Axes) -> None:
     least = 0.01 * abs(middle)
     if span < least:  # else rounding in the seventh digit would fill the panel
         ax.set_ylim(middle - least, middle + least)
-    ax.ticklabel_format(axis="y", useOffset=False)
 
 
 def _epochs(ax: Axes, epochs: Sequence[int | float | None]) -> None:
@@ -137,8 +136,8 @@ def steering_shares(history: History) -> tuple[list[int], dict[str, list[float]]
             continue
         given = {name: 0.0 if value is None else float(value) for name, value in row.items()}
         total = sum(given.values())
-        # "not (a <= b)" so that NaN is refused too
-        if not all(-1e-3 <= value <= 1 + 1e-3 for value in given.values()) or not abs(total - 1) <= 1e-3:
+        # "not all" of what must hold, so that NaN is refused too
+        if not all(-1e-3 <= value <= 1 + 1e-3 for value in given.values()) or abs(total - 1) > 1e-3:
             said = ", ".join(f"{STEERING}{name} {value:.4g}" for name, value in given.items())
             raise ValueError(
                 f"steering shares of epoch {epoch} must lie in [0, 1] and sum to 1, got {said}: {total:.4g}"

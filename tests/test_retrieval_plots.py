@@ -158,7 +158,7 @@ def test_ranks_have_round_ticks_and_the_dots_room(top):
     shown = [text.get_text() for text in ax.get_xticklabels() if low <= text.get_position()[0] <= high]
     assert low < 1 and top < high and 2 <= len(shown) <= 10 and "1" in shown and "10" in shown
     ends = [text.get_window_extent().x1 for text in ax.texts if text.get_text() == f"{top:g}"]
-    assert ends[0] < fig.bbox.x1
+    assert ends[0] < ax.bbox.x1
 
 
 @pytest.mark.parametrize(
