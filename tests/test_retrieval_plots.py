@@ -149,7 +149,7 @@ def test_the_key_names_only_what_there_is():
     assert keys(plot_rank_bars(["x"], [2], [3])) == ["without steering", "with steering", "worse"]
 
 
-@pytest.mark.parametrize("top", [1, 8, 250, 4569])
+@pytest.mark.parametrize("top", [1, 8, 250, 4569, 45690])
 def test_ranks_have_round_ticks_and_the_dots_room(top):
     fig = plot_rank_bars(["x"], [top], [1])
     fig.canvas.draw()
