@@ -744,7 +744,8 @@ plots.table(rows, columns, caption="A seed is a split.", **look)
 #   work; without both the MRR falls in every split.
 # - **The centroid loss can go.** Alone it is a disaster: it asks for the topic, and gets the topic.
 # - *Hard* negatives alone do as well as both kinds; *in-batch* ones alone lose a little on all sources.
-# - *Plan's weights*, ten times as much VICReg and the mixed steering, cost about two points. PLAIN PROSE
+# - *Plan's weights*, ten times as much VICReg and the mixed steering, cost about two points. In the plain form they cost much
+#   more. That form is behind in every row: it has to learn in 260 steps what the residual form is given.
 #
 # ### The scale trap
 #
@@ -779,8 +780,8 @@ for name in by_hand:
 # %% [markdown]
 # With unit vectors the prediction loss, and its gradient, are smaller by a factor of $D$: a rounding error beside InfoNCE.
 # And VICReg's variance term asks every feature for a standard deviation of 1, which no unit vectors can have. With vectors of
-# length $\sqrt{D}$ a feature has size 1, and the weights mean what they say. The package scales before both losses; the row
-# *unit scale* does not.
+# length $\sqrt{D}$ a feature has size 1, and the weights mean what they say. The package scales before both losses. The row
+# *unit scale* does not, and has about the figures of *contrastive alone*: what is too small is not there.
 #
 # ## A target that moves, and a collapse
 #
