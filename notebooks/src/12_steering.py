@@ -778,10 +778,11 @@ for name in by_hand:
     print(f"{name:12} {a:9.4f} {b:10.4f} {da:14.5f} {db:10.5f}")
 
 # %% [markdown]
-# With unit vectors the prediction loss, and its gradient, are smaller by a factor of $D$: a rounding error beside InfoNCE.
-# And VICReg's variance term asks every feature for a standard deviation of 1, which no unit vectors can have. With vectors of
-# length $\sqrt{D}$ a feature has size 1, and the weights mean what they say. The package scales before both losses. The row
-# *unit scale* does not, and has about the figures of *contrastive alone*: what is too small is not there.
+# With unit vectors the prediction loss, and its gradient, are smaller by a factor that would be $D$ if no error exceeded 1,
+# where smooth-L1 turns linear: a rounding error beside InfoNCE. And VICReg's variance term asks every feature for a standard
+# deviation of 1, which no unit vectors can have. With vectors of length $\sqrt{D}$ a feature has size 1, and the weights mean
+# what they say. The package scales before both losses. The row *unit scale* does not, and has about the figures of
+# *contrastive alone*: what is too small is not there.
 #
 # ## A target that moves, and a collapse
 #
