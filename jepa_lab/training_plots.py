@@ -3,14 +3,17 @@
 Book: chapter 12.
 """
 
+import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from jepa_lab.files import write_atomic
 from jepa_lab.metric_names import STEERING, VALIDATION, is_loss, split_of
 from jepa_lab.style import COLORS, figure, palette
 
@@ -170,4 +173,16 @@ def steering_distribution(history: History) -> Figure:
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     # Reversed: the first area lies at the bottom, and the legend is read from the top.
     fig.legend(areas[::-1], list(shares)[::-1], loc="outside right center", title="steering")
+    return fig
+
+
+def saved(fig: Figure, path: str | Path | None) -> Figure:
+    """Save a figure, whole or not at all, in the format that the suffix says (PNG without one); None saves nothing.
+
+    Raises: ValueError for a format that Matplotlib does not know; OSError if the file cannot be written.
+    """
+    if path is not None:
+        picture = io.BytesIO()
+        fig.savefig(picture, format=Path(path).suffix[1:] or "png")
+        write_atomic(Path(path), picture.getvalue())
     return fig
