@@ -768,10 +768,10 @@ def test_vicreg_before_the_normalisation_does_not_hold(seed, monkeypatch):
 def test_the_yaml_file_reaches_the_dataclasses():
     parts = build(parse(["--config", BASE_YAML, "--objective.ema.target=ema", "--objective.model.residual=false"]))
     assert isinstance(parts.objective, JasperConfig)
-    assert parts.objective.loss == JasperLossConfig() and parts.objective.loss.contrastive == 0.5
-    assert parts.objective.model == SteeringPredictorConfig(residual=False)
+    assert parts.objective.loss == JasperLossConfig(vicreg=0.01) and parts.objective.loss.contrastive == 0.5
+    assert parts.objective.model == SteeringPredictorConfig(hidden_dim=512, residual=False)
     assert (parts.objective.ema.target, parts.objective.ema.start, parts.objective.ema.end) == ("ema", 0.996, 0.999)
-    assert parts.steering == SteeringConfig() and parts.trainer.epochs == 10
+    assert parts.steering == SteeringConfig(variant="centroid") and parts.trainer.epochs == 10
 
 
 @pytest.mark.parametrize(
