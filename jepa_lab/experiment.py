@@ -193,7 +193,12 @@ def _start(config: Namespace, trainer: Trainer) -> Path | None:
         return Path(config.resume)
     if trainer.checkpoints is None:
         return None
-    latest = checkpoints.latest(trainer.checkpoints)
+    # The first process looks and deletes, and the others wait for it: they would see a folder half cleared.
+    return trainer.engine.same(_latest(config, trainer.checkpoints) if rank() == 0 else None)
+
+
+def _latest(config: Namespace, folder: Path) -> Path | None:
+    latest = checkpoints.latest(folder)
     if latest is None or config.resume:
         return latest
     content = checkpoints.load(latest)
@@ -201,10 +206,9 @@ def _start(config: Namespace, trainer: Trainer) -> Path | None:
     if content["epoch"] < recipe["epochs"] and not 0 < recipe["patience"] <= content["waited"]:
         raise checkpoints.CheckpointError(
             f"{latest} is of a run that was interrupted after epoch {content['epoch']}: add --resume true to go on "
-            f"with it, or delete {trainer.checkpoints} to start anew"
+            f"with it, or delete {folder} to start anew"
         )
-    if rank() == 0:
-        checkpoints.clear(trainer.checkpoints)  # of a run that came to its end: this one replaces it
+    checkpoints.clear(folder)  # of a run that came to its end: this one replaces it
     return None
 
 
