@@ -874,8 +874,8 @@ options = look | {
 plots.table(rows, ["std", "cosine", "recall@10", "mrr all"], **options)
 
 # %% [markdown]
-# - Against the raw target the **moving average** neither helps nor hurts. In so few steps the encoder leaves the identity
-#   only a little, and its average less.
+# - Against the raw target the **moving average** makes no difference with all four losses, and loses a point with the
+#   prediction loss alone. In so few steps the encoder leaves the identity only a little, and its average less.
 # - With InfoNCE the **gradient through the target** is no danger, and *gradient*, all four losses, is the best row by MRR
 #   among all sources: InfoNCE pushes the sources apart, down to a mean cosine near zero, and so improves the space that is
 #   searched. No average is needed here. (The recipe of this chapter was fixed before this table, and stays.)
