@@ -215,6 +215,8 @@ def test_shared_paragraphs_are_one_source(tiny):
         (["--data.dim=1000"], 1, "dim must be <"),
         (["--data.settings={root: /nowhere}"], 1, "github.com/google-deepmind/xquad"),
         (["--data.settings={folder: x}"], 2, "data.settings of squad: got an unexpected keyword argument 'folder'"),
+        (["--data.settings={root: [3]}"], 2, 'data.settings of squad: Parser key "root"'),
+        (["--data.name=docstrings", "--data.settings={min_pairs: x}"], 2, "data.settings of docstrings: Parser key"),
         (["--data.encoder=bag"], 2, "data.encoder"),
         (["--data.split_by=word"], 2, "data.split_by"),
         (["--steering.n_negs=3"], 2, "steering.n_negs"),
