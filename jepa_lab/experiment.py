@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 
 from jepa_lab import __version__, checkpoints
 from jepa_lab.config import build, family, make_parser, repetition, reread, stored
 from jepa_lab.distributed import rank
 from jepa_lab.files import write_atomic
+from jepa_lab.recipe import HARMLESS
 from jepa_lab.training import Trainer, pick_device
 
 
@@ -88,17 +89,20 @@ def _resume(path: Path, config: Namespace) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    done = json.loads(path.read_text())
-
-    def base(data: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in data.items() if key not in ("seeds", "sweep")}
-
-    old, new = base(reread(done["config"])), base(stored(config))
-    changed = [key for key in new if old.get(key) != new[key]]
-    changed += ["versions"] if done["versions"] != _versions() else []
-    changed += ["device"] if done["device"] != str(pick_device(config.trainer.device)) else []
+    try:
+        done = json.loads(path.read_text())
+        old = reread(done["config"])
+        found = {"device": done["device"], "versions": done["versions"]}
+    except (ArgumentError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"resume: {path} is not a results file that this version can go on with ({type(error).__name__}: {error}); "
+            "run without --resume to make it anew"
+        ) from error
+    here = {"device": str(pick_device(config.trainer.device)), "versions": _versions()}
+    harmless = ["seeds", "sweep", "monitoring", *(f"trainer.{name}" for name in HARMLESS)]
+    changed = checkpoints.differences(old | found, stored(config) | here, harmless)
     if changed:
-        raise ValueError(f"resume: {path} differs in {', '.join(changed)}; run without --resume to make it anew")
+        raise ValueError(f"resume: {path} differs in {'; '.join(changed)}. Run without --resume to make it anew")
     return done
 
 
@@ -153,7 +157,12 @@ def evaluate(path: str | Path, split: str | None = None) -> list[dict[str, Any]]
         config.split = split
     parts = build(config)
     prepared = family(config).prepare(config, parts, run["seed"])
-    prepared.objective.load_state_dict(content["objective"])
+    try:
+        prepared.objective.load_state_dict(content["objective"])
+    except RuntimeError as error:
+        raise checkpoints.CheckpointError(
+            f"the checkpoint {path} does not fit the model that its configuration makes of the data here: {error}"
+        ) from error
     prepared.objective.to(pick_device(config.trainer.device))
     return family(config).measure(config, parts, prepared, run["seed"])
 

@@ -218,3 +218,36 @@ def test_two_processes_train_as_one_by_the_one_command(tmp_path):
     for name, value in a.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             torch.testing.assert_close(b[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_results_go_on_under_settings_that_change_no_number(tmp_path, capsys, monkeypatch):
+    assert main(command(tmp_path, "--trainer.epochs=1")) == 0
+    monkeypatch.setattr(Trainer, "fit", None)  # whoever trains again fails
+    same = ["--trainer.epochs=1", "--resume=true", "--trainer.keep_last=3", "--monitoring.figures=false"]
+    assert main(command(tmp_path, *same)) == 0
+    assert main(command(tmp_path, *same, "--trainer.lr=0.5")) == 1
+    assert "differs in trainer.lr: 0.002 -> 0.5. Run without" in capsys.readouterr().err
+
+
+def test_a_broken_results_file_is_named(tmp_path, capsys):
+    path = tmp_path / "digits_jepa.json"
+    for content in ('{"name":', "[]", "{}"):
+        path.write_text(content)
+        assert main(command(tmp_path, "--resume=true")) == 1
+        assert f"{path} is not a results file" in capsys.readouterr().err
+        assert path.read_text() == content
+
+
+def test_a_checkpoint_of_another_model_is_a_message(tmp_path, capsys):
+    """The configuration in it makes this model no more: a corpus with other topics, say."""
+    assert main(command(tmp_path, "--trainer.epochs=1")) == 0
+    path = tmp_path / "checkpoints" / "digits_jepa" / "seed0" / "epoch_00001.pt"
+    content = checkpoints.load(path)
+    weights = content["objective"]
+    name = next(key for key, value in weights.items() if isinstance(value, torch.Tensor) and value.ndim == 2)
+    weights[name] = weights[name][:-1]
+    checkpoints.save(path, content)
+    capsys.readouterr()
+    assert main(["evaluate", "--checkpoint", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert f"the checkpoint {path} does not fit the model" in said and name in said

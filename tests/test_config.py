@@ -187,7 +187,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, ca
 
     capsys.readouterr()
     assert main([*arguments, "--resume", "true", "--trainer.lr", "0.001"]) == 1
-    assert "differs in trainer; run without --resume" in capsys.readouterr().err
+    assert "differs in trainer.lr: 0.002 -> 0.001. Run without --resume" in capsys.readouterr().err
 
 
 @pytest.mark.slow
