@@ -355,8 +355,8 @@ for epoch in range(recipe.trainer.epochs):
 monitor.plot_steering_distribution()
 
 # %% [markdown]
-# Is the mix worth it? On the validation questions training with the centroid alone did better, so the recipe of this chapter
-# uses that; further down a table says what the mix costs and what it buys.
+# Is the mix worth it? On the validation questions training with the centroid alone did a little better, so the recipe of this
+# chapter uses that; further down tables say what the mix costs and what it buys.
 #
 # ## Arithmetic first
 #
@@ -702,14 +702,14 @@ plots.table(unseen, columns, caption="Unseen topics. A seed is a split.", **look
 # %% [markdown]
 # On new topics the picture is sober.
 #
-# - *Ridge* falls below plain cosine: what it learned was largely the vocabulary of its topics.
+# - *Ridge* falls below plain cosine. What it learned was, it seems, the vocabulary of its topics.
 # - Among the test sources the linear layer stays ahead of arithmetic and the MLP hardly does; on ambiguous names both do, by
 #   far. The more a model can learn about old topics, the less it knows about new ones.
-# - Among *all* sources both fall behind arithmetic. Most of these sources belong to topics of the training, and the
+# - Among *all* sources both fall behind arithmetic. Most of these sources belong to topics of the training, and probably the
 #   prediction is drawn to them.
 # - Plain words are ahead of all of it, among the test sources even of the filter. They need no training and know no topics.
-# - On XQuAD JASPER is *behind* arithmetic. There are some eight hundred training questions, five paragraphs to an article,
-#   and the article nearly gives the answer. The hint is worth a lot there; learning how to use it did not pay.
+# - On XQuAD JASPER is *behind* arithmetic. The file is small, an article has few paragraphs, and the article nearly gives the
+#   answer. The hint is worth a lot there; learning how to use it did not pay.
 #
 # ## Each loss alone, and together
 #
@@ -879,8 +879,8 @@ plots.table(rows, ["std", "cosine", "recall@10", "mrr all"], **options)
 # - With InfoNCE the **gradient through the target** is no danger, and *gradient*, all four losses, is the best row by MRR
 #   among all sources: InfoNCE pushes the sources apart, down to a mean cosine near zero, and so improves the space that is
 #   searched. No average is needed here. (The recipe of this chapter was fixed before this table, and stays.)
-# - With the prediction loss alone the gradient collapses at this learning rate, too, only later: most of the spread is gone,
-#   and recall@10 is four points lower. Who watches recall sees a model that is a little worse.
+# - With the prediction loss alone the gradient is on its way to the same end at this learning rate, too: most of the spread
+#   is gone, and recall@10 is four points lower. Who watches recall sees a model that is a little worse.
 #
 # ## With another hint, with none, with a wrong one
 #
@@ -1031,7 +1031,7 @@ plots.curves(lines, "share of wrong topics (%)", "recall@10, all (%)", levels=le
 #   that are compared.
 # - **State.** The published EMA could not be saved inside another module. Here model, EMA, optimiser, schedule, random
 #   numbers and the order of the data are one checkpoint.
-# - **In-batch negatives** always join the hard ones, and equal texts are masked.
+# - **In-batch negatives** always join the hard ones, and equal texts are masked. (By the table, hard ones alone would do.)
 #
 # ## Check your understanding
 #
@@ -1141,8 +1141,8 @@ assert 0.2 < end["std"] < 0.45 and end["cosine"] > 0.8  # splits: 0.31 to 0.32, 
 #
 # **Where the toy stops being true.** Docstrings are short, their first line often repeats words of the rest, and the topics
 # are cut by folders. The encoder is LSA, which modern sentence encoders beat; how much steering adds to those is not measured
-# here. A hint that is always one of 83 known topics is simpler than what people say. And ten epochs on four thousand pairs
-# over-fit before they collapse or settle.
+# here. A hint that is always one of 83 known topics is simpler than what people say. And twenty epochs bring no more than
+# ten, which says more about a few thousand pairs than about the method.
 #
 # ## Scale up
 #
