@@ -11,7 +11,7 @@
 #   decide between a hint and a filter.
 # - **Prerequisites**: [Contrastive learning](04_contrastive), [Target encoders](05_target_encoders) and
 #   [VICReg](07_vicreg_and_sigreg). Terms are in the [glossary](../book/glossary.md).
-# - **Cost**: about 40 s of CPU time on one thread, under 1 GB of memory; a quarter of a minute more the first time, when the
+# - **Cost**: about 50 s of CPU time on one thread, under 1 GB of memory; a quarter of a minute more the first time, when the
 #   texts are collected. The last cell prints what it measured.
 # - **Seeds**: live runs use split 0 and seed 0. Tables hold five splits of the data, each with a model of its own.
 # :::
