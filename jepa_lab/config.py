@@ -166,6 +166,8 @@ def _objective_name(arguments: list[str]) -> str:
             if not isinstance(section, dict):
                 raise ValueError(f"objective in {value} must be a section, `objective: {{name: ...}}`, got {section!r}")
             name = section.get("name", name)
+            if not isinstance(name, str | None):
+                raise ValueError(f"objective.name in {value} must be the name of an objective, got {name!r}")
     return name or "jepa"
 
 

@@ -78,6 +78,7 @@ def test_unknown_keys_in_the_file_are_errors(tmp_path):
     ("content", "message"),
     [
         ("objective: jepa\n", "objective in x.yaml must be a section, `objective: {name: ...}`, got 'jepa'"),
+        ("objective: {name: [jepa]}\n", "objective.name in x.yaml must be the name of an objective, got ['jepa']"),
         ("objective:\n", "objective in x.yaml must be a section of settings, got None"),
         ("name: x\ntrainer: 3\n", "trainer in x.yaml must be a section of settings, got 3"),
         ("name: [x\n", "x.yaml is not a YAML file: while parsing a flow sequence"),
