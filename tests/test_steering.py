@@ -807,7 +807,10 @@ def test_a_wrong_setting_is_named(argument, message):
         (lambda: JasperLossConfig(prediction=math.nan), "loss.prediction must be a finite number"),
         (lambda: JasperLossConfig(variance=-1.0), "loss.variance must be a finite number"),
         (lambda: JasperLossConfig(temperature=math.inf), "loss.temperature must be a positive number, got inf"),
-        (lambda: JasperLossConfig(centroid_temperature=0.0), "loss.centroid_temperature must be a positive number, got 0.0"),
+        (
+            lambda: JasperLossConfig(centroid_temperature=0.0),
+            "loss.centroid_temperature must be a positive number, got 0.0",
+        ),
         (lambda: JasperLossConfig(in_batch=False, hard_negatives=False), "needs in_batch or hard_negatives"),
         (lambda: Jasper(torch.full((2, 3), torch.nan)), "centroids must be finite"),
     ],
