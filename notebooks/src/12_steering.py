@@ -1027,8 +1027,8 @@ plots.curves(lines, "share of wrong topics (%)", "recall@10, all (%)", levels=le
 #   is compared does.
 # - **Start at the identity.** A random encoder in the target throws away what LSA knows. Ours is $x + f(x)$ with $f = 0$ at
 #   first.
-# - **VICReg where it can act.** On the prediction alone it cannot hold a target encoder. Here it sees both of the vectors
-#   that are compared.
+# - **VICReg on both sides.** On the prediction alone it holds the target only as far as the one is pulled to the other.
+#   Here it sees both of the vectors that are compared.
 # - **State.** The published EMA could not be saved inside another module. Here model, EMA, optimiser, schedule, random
 #   numbers and the order of the data are one checkpoint.
 # - **In-batch negatives** always join the hard ones, and equal texts are masked. (By the table, hard ones alone would do.)
