@@ -125,7 +125,7 @@ def run_seed(config: Namespace, seed: int, named: dict[str, Any] | None = None) 
         prepared.trainer,
         prepared.evaluate,
         checkpoints=None if config.checkpoints == "none" else checkpoint_root(config) / place,
-        settings=_settings(config, named),
+        settings=_settings(config, named, prepared.texts),
     )
     if start := _start(config, trainer):
         trainer.load_checkpoint(start)
@@ -157,6 +157,11 @@ def evaluate(path: str | Path, split: str | None = None) -> list[dict[str, Any]]
         config.split = split
     parts = build(config)
     prepared = family(config).prepare(config, parts, run["seed"])
+    if content["settings"].get("texts", "") != prepared.texts:
+        raise checkpoints.CheckpointError(
+            f"the checkpoint {path} was trained on other texts than its configuration gives here: install the versions "
+            "of its run (constraints.txt), or take the data file it had"
+        )
     try:
         prepared.objective.load_state_dict(content["objective"])
     except RuntimeError as error:
@@ -186,10 +191,10 @@ def _place(config: Namespace, named: dict[str, Any]) -> Path:
 _MEASURED = ("name", "seeds", "sweep", "split", "controls", "tokens", "probe_rows", "monitoring")
 
 
-def _settings(config: Namespace, named: dict[str, Any]) -> dict[str, Any]:
+def _settings(config: Namespace, named: dict[str, Any], texts: str) -> dict[str, Any]:
     """What a checkpoint says about its run."""
     plain = stored(config)
-    trained = {key: value for key, value in plain.items() if key not in _MEASURED}
+    trained = {key: value for key, value in plain.items() if key not in _MEASURED} | ({"texts": texts} if texts else {})
     return trained | {"run": {"config": plain, **named}}
 
 

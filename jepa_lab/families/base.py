@@ -13,13 +13,17 @@ from jepa_lab.training import TrainConfig
 
 @dataclass(frozen=True)
 class Prepared:
-    """The arguments of `Trainer`, all made from the configuration and the seed alone, and the `data` behind them."""
+    """The arguments of `Trainer`, all made from the configuration and the seed alone, and the `data` behind them.
+
+    `texts` is a hash of the data where the same settings may give others elsewhere, as with the docstrings of other
+    versions: a checkpoint then belongs to these data alone."""
 
     objective: Objective
     batches: Any
     trainer: TrainConfig
     evaluate: Callable[[Objective], dict[str, float]] | None
     data: Any
+    texts: str = ""
 
 
 def check_settings(name: str, loader: Callable, settings: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ def prepare(config: Namespace, parts: Namespace, seed: int) -> Prepared:
     dataset = training_set(task, SteeringConfig(**vars(config.steering)), trainer)
     objective = build_objective(config.objective.name, dataset.centroids, parts.objective, seed=seed)
     held_out = task.batch("validation")
-    return Prepared(objective, dataset, trainer, lambda model: model.evaluate(held_out), task)
+    return Prepared(objective, dataset, trainer, lambda model: model.evaluate(held_out), task, _texts(config))
 
 
 def measure(config: Namespace, parts: Namespace, prepared: Prepared, seed: int) -> list[dict[str, Any]]:
@@ -84,9 +84,18 @@ def load_task(data: TextConfig, seed: int) -> SearchTask:
     return _load_task(data.name, json.dumps(data.settings or {}), data.split_by, data.encoder, data.dim, seed)
 
 
+def _texts(config: Namespace) -> str:
+    return _load_pairs(config.data.name, json.dumps(config.data.settings or {})).hash
+
+
+@lru_cache(maxsize=1)
+def _load_pairs(name: str, settings: str) -> text.Pairs:
+    return DATASETS[name](**json.loads(settings))
+
+
 @lru_cache(maxsize=8)  # a sweep comes back to each split
 def _load_task(name: str, settings: str, split_by: str, encoder: str, dim: int, seed: int) -> SearchTask:
-    pairs = DATASETS[name](**json.loads(settings))
+    pairs = _load_pairs(name, settings)
     index = text.split(pairs, seed, split_by)
     check_topics(pairs, index["train"] if split_by == "pair" else torch.arange(len(pairs)))
     embedded = text.embed(pairs, index["train"], encoder, dim)
