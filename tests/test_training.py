@@ -89,6 +89,7 @@ def test_evaluate_runs_on_schedule_and_leaves_train_mode_on(data):
     trainer.evaluate = lambda objective: {"mode": float(objective.eval().training)}
     trainer.fit()
     assert trainer.evaluations == {"epoch": [2, 4, 5], "step": [30, 60, 75], "mode": [0.0, 0.0, 0.0]}
+    assert trainer.objective.training
 
 
 class Slope(Objective):
