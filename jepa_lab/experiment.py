@@ -127,6 +127,8 @@ def run_seed(config: Namespace, seed: int, named: dict[str, Any] | None = None) 
         checkpoints=None if config.checkpoints == "none" else checkpoint_root(config) / place,
         settings=_settings(config, named, prepared.texts),
     )
+    if parts.monitoring.folder and rank() == 0:
+        parts.monitoring.ready(Path(parts.monitoring.folder) / config.name / place)
     if start := _start(config, trainer):
         trainer.load_checkpoint(start)
     trainer.fit()
@@ -180,9 +182,9 @@ def checkpoint_root(config: Namespace) -> Path:
 
 def _place(config: Namespace, named: dict[str, Any]) -> Path:
     """A run's folder: its case or the settings that its sweep changes, as a name, and its seed."""
-    text = named.get("case") or " ".join(named["overrides"])
-    slug = re.sub(r"[^\w.=]+", "-", text).strip("-")
-    if len(slug) > 80:  # a file system takes 255 bytes
+    text = named.get("case") or " ".join(argument.removeprefix("--") for argument in named["overrides"])
+    slug = re.sub(r"[^\w.=]+", "-", text).strip("-.")
+    if len(slug) > 80 or re.search(r"[^\w.= ]", text):  # a file system takes 255 bytes; [1, 2] and [1, -2] are not one
         slug = f"{slug[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     return Path(slug) / f"seed{named['seed']}"
 

@@ -80,6 +80,17 @@ def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_same_numbers(tmp_path, 
     assert rows(stopped) == rows(whole)
 
 
+def test_of_several_processes_one_says_how_to_go_on(tmp_path, stop_after, capsys, monkeypatch):
+    stop_after(0)
+    monkeypatch.setattr("jepa_lab.__main__.world_size", lambda: 2)
+    assert main(command(tmp_path, "--resume", "true")) == 130
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("torchrun --nproc_per_node=2 -m jepa_lab train") and said.count("--resume") == 1
+    monkeypatch.setattr("jepa_lab.__main__.rank", lambda: 1)
+    assert main(command(tmp_path)) == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_resume_from_a_path(tmp_path, capsys):
     assert main(command(tmp_path)) == 0
     path = tmp_path / "checkpoints" / "digits_jepa" / "seed0" / "epoch_00003.pt"
@@ -113,6 +124,20 @@ def test_each_run_of_a_sweep_has_a_folder_of_its_own(tmp_path):
     assert found == [
         f"objective.mask.ratio={ratio}/seed{seed}/epoch_00001.pt" for ratio in (0.3, 0.6) for seed in (0, 1)
     ]
+
+
+def test_settings_that_look_alike_have_folders_of_their_own(tmp_path):
+    cases = "{a b: {}, a-b: {}, '[1, 2]': {}, '[1, -2]': {}, '..': {}}"
+    assert main(command(tmp_path, "--sweep.cases", cases, "--trainer.epochs=1")) == 0
+    found = list((tmp_path / "checkpoints" / "digits_jepa").rglob("*.pt"))
+    assert len(found) == 5 == len(list(tmp_path.rglob("*.pt")))
+
+
+def test_a_folder_of_the_monitor_that_cannot_be_written_is_a_message_before_the_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    more = ["--monitoring.folder", str(tmp_path / "file"), "--checkpoints", "none"]
+    assert main(command(tmp_path, *more, "--trainer.epochs=1000000")) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
 
 
 def test_without_checkpoints_none_are_written(tmp_path, stop_after, capsys):
