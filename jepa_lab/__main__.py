@@ -5,11 +5,12 @@ import shlex
 import signal
 import sys
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from jepa_lab.checkpoints import CheckpointError
 from jepa_lab.config import parse
+from jepa_lab.distributed import rank, world_size
 from jepa_lab.experiment import checkpoint_root, evaluate, restore, run
 from jepa_lab.explain_text import TextExplainer, page
 from jepa_lab.style import use_style
@@ -22,7 +23,7 @@ USAGE = """usage: python -m jepa_lab train --config jepa_lab/configs/NAME.yaml [
 train     trains, measures beside the control rows, and writes results/NAME.json. Checkpoints go to
           results/checkpoints/NAME; --resume true goes on after an interruption.
           `train --config FILE --help` lists every setting with its default, `--print_config` the settings of a run.
-evaluate  measures the model in a checkpoint, as its run did.
+evaluate  measures the model in a checkpoint, as its run did. A run with trainer.monitor measured best.pt.
 explain   says why a model of texts predicts what it predicts for a question, steered to a topic or not."""
 
 
@@ -45,21 +46,28 @@ def train_command(arguments: list[str]) -> int:
         return _complain(error, 2)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        print(f"wrote {run(config, arguments)}")
+        path = run(config, arguments)
+        if rank() == 0:
+            print(f"wrote {path}")
     except (ValueError, ImportError, OSError, FloatingPointError, CheckpointError) as error:
         # Settings that do not fit the data (a patch that does not divide the image), data that is not there, a run that
         # diverged, a full disk: the message says it all, a traceback would hide it.
         return _complain(error, 1)
     except KeyboardInterrupt as stop:
-        if config.checkpoints == "none":
-            print("\nstopped; without checkpoints the run in progress is lost", file=sys.stderr)
-        else:
-            kept = [a for i, a in enumerate(arguments) if a != "--resume" and arguments[i - 1 : i] != ["--resume"]]
-            kept = [a for a in kept if not a.startswith("--resume=")]
-            command = shlex.join(["python", "-m", "jepa_lab", "train", *kept, "--resume", "true"])
-            print(f"\nstopped; checkpoints are in {checkpoint_root(config)}. Go on with\n{command}", file=sys.stderr)
+        if rank() == 0:  # of several processes one speaks
+            print(f"\nstopped; {_how_to_go_on(config, arguments)}", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     return 0
+
+
+def _how_to_go_on(config: Namespace, arguments: list[str]) -> str:
+    if config.checkpoints == "none":
+        return "without checkpoints the run in progress is lost"
+    kept = [a for i, a in enumerate(arguments) if a != "--resume" and arguments[i - 1 : i] != ["--resume"]]
+    kept = [a for a in kept if not a.startswith("--resume=")]
+    start = ["python"] if world_size() == 1 else ["torchrun", f"--nproc_per_node={world_size()}"]
+    command = shlex.join([*start, "-m", "jepa_lab", "train", *kept, "--resume", "true"])
+    return f"checkpoints are in {checkpoint_root(config)}. Go on with\n{command}"
 
 
 def _terminate(number: int, frame: object) -> None:

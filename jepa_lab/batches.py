@@ -11,22 +11,21 @@ from torch import Tensor
 Batch = dict[str, Tensor]
 
 
-class _Epoch:
-    """One epoch of shuffled index batches; knows its length."""
+class Epoch:
+    """One epoch: `take(index)` for stretches of `order`, without the last incomplete one; knows its length."""
 
-    def __init__(self, data: Batch, order: Tensor, batch_size: int):
-        self.data, self.order, self.batch_size = data, order, batch_size
+    def __init__(self, take: Callable[[Tensor], Batch], order: Tensor, batch_size: int):
+        self.take, self.order, self.batch_size = take, order, batch_size
 
     def __len__(self) -> int:
         return len(self.order) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         for i in range(len(self)):
-            index = self.order[i * self.batch_size : (i + 1) * self.batch_size]
-            yield {key: value[index] for key, value in self.data.items()}
+            yield self.take(self.order[i * self.batch_size : (i + 1) * self.batch_size])
 
 
-def shuffled_batches(data: Batch, batch_size: int, seed: int = 0) -> Callable[[int], _Epoch]:
+def shuffled_batches(data: Batch, batch_size: int, seed: int = 0) -> Callable[[int], Epoch]:
     """Batches by shuffled indices over tensors in memory, several times faster than a DataLoader at this size.
 
     The order depends on the seed and the epoch alone, so a run that goes on in epoch 7 needs no other memory of it.
@@ -42,8 +41,11 @@ def shuffled_batches(data: Batch, batch_size: int, seed: int = 0) -> Callable[[i
         raise ValueError(f"trainer.batch_size={batch_size} is larger than the data set of {n} rows")
     device = next(iter(data.values())).device
 
-    def epoch_batches(epoch: int) -> _Epoch:
+    def take(index: Tensor) -> Batch:
+        return {key: value[index] for key, value in data.items()}
+
+    def epoch_batches(epoch: int) -> Epoch:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        return _Epoch(data, torch.randperm(n, generator=generator).to(device), batch_size)
+        return Epoch(take, torch.randperm(n, generator=generator).to(device), batch_size)
 
     return epoch_batches

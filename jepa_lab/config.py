@@ -5,6 +5,7 @@ objective's fields depend on its name, so a setting that does not belong to the 
 unknown key or wrong type: the message names the key.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -99,7 +100,9 @@ def parse(arguments: list[str]) -> Namespace:
 
     Raises: jsonargparse.ArgumentError for unknown keys and wrong types, ValueError for values out of range.
     """
-    config = make_parser(_objective_name(arguments)).parse_args(arguments)
+    parser = make_parser(_objective_name(arguments))
+    _check_sections(parser, arguments)
+    config = parser.parse_args(arguments)
     family(config).check(config)
     overrides = build(config).sweep.overrides()
     if isinstance(config.resume, str) and len(overrides) * len(config.seeds) > 1:
@@ -155,12 +158,43 @@ def stored(config: Namespace) -> dict[str, Any]:
 def _objective_name(arguments: list[str]) -> str:
     """Read the objective's name first: it decides which settings exist."""
     name = None
-    for i, argument in enumerate(arguments):
-        key, _, value = argument.partition("=")
-        value = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+    for key, value in _given(arguments):
         if key == "--objective.name":
             name = value
         elif key == "--config":
-            loaded = yaml.safe_load(Path(value).read_text()) or {}
-            name = (loaded.get("objective") or {}).get("name", name) if isinstance(loaded, dict) else name
+            section = _read(value).get("objective") or {}
+            if not isinstance(section, dict):
+                raise ValueError(f"objective in {value} must be a section, `objective: {{name: ...}}`, got {section!r}")
+            name = section.get("name", name)
+            if not isinstance(name, str | None):
+                raise ValueError(f"objective.name in {value} must be the name of an objective, got {name!r}")
     return name or "jepa"
+
+
+def _check_sections(parser: ArgumentParser, arguments: list[str]) -> None:
+    """Raises: ValueError for a value where the parser has a section of settings; the parser itself would stumble."""
+    sections = [key for key, value in parser.get_defaults().as_dict().items() if isinstance(value, dict)]
+    for key, path in _given(arguments):
+        if key == "--config":
+            found = _read(path)
+            for name in sections:
+                if not isinstance(found.get(name, {}), dict):
+                    raise ValueError(f"{name} in {path} must be a section of settings, got {found[name]!r}")
+
+
+def _given(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """The options of a command line with their (first) values."""
+    for i, argument in enumerate(arguments):
+        key, _, value = argument.partition("=")
+        yield key, value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+
+
+def _read(path: str) -> dict[str, Any]:
+    """Raises: ValueError naming the file when it does not hold settings, OSError when it cannot be read."""
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold settings, lines such as `name: my_run`, got {data!r}")
+    return data

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 
 from jepa_lab import __version__, checkpoints
 from jepa_lab.config import build, family, make_parser, repetition, reread, stored
 from jepa_lab.distributed import rank
 from jepa_lab.families.base import Prepared
 from jepa_lab.files import write_atomic
+from jepa_lab.recipe import HARMLESS
 from jepa_lab.training import Trainer, pick_device
 
 
@@ -89,17 +90,20 @@ def _resume(path: Path, config: Namespace) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    done = json.loads(path.read_text())
-
-    def base(data: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in data.items() if key not in ("seeds", "sweep")}
-
-    old, new = base(reread(done["config"])), base(stored(config))
-    changed = [key for key in new if old.get(key) != new[key]]
-    changed += ["versions"] if done["versions"] != _versions() else []
-    changed += ["device"] if done["device"] != str(pick_device(config.trainer.device)) else []
+    try:
+        done = json.loads(path.read_text())
+        old = reread(done["config"])
+        found = {"device": done["device"], "versions": done["versions"]}
+    except (ArgumentError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"resume: {path} is not a results file that this version can go on with ({type(error).__name__}: {error}); "
+            "run without --resume to make it anew"
+        ) from error
+    here = {"device": str(pick_device(config.trainer.device)), "versions": _versions()}
+    harmless = ["seeds", "sweep", "monitoring", *(f"trainer.{name}" for name in HARMLESS)]
+    changed = checkpoints.differences(old | found, stored(config) | here, harmless)
     if changed:
-        raise ValueError(f"resume: {path} differs in {', '.join(changed)}; run without --resume to make it anew")
+        raise ValueError(f"resume: {path} differs in {'; '.join(changed)}. Run without --resume to make it anew")
     return done
 
 
@@ -122,8 +126,10 @@ def run_seed(config: Namespace, seed: int, named: dict[str, Any] | None = None) 
         prepared.trainer,
         prepared.evaluate,
         checkpoints=None if config.checkpoints == "none" else checkpoint_root(config) / place,
-        settings=_settings(config, named),
+        settings=_settings(config, named, prepared.texts),
     )
+    if parts.monitoring.folder and rank() == 0:
+        parts.monitoring.ready(Path(parts.monitoring.folder) / config.name / place)
     if start := _start(config, trainer):
         trainer.load_checkpoint(start)
     trainer.fit()
@@ -164,7 +170,17 @@ def restore(path: str | Path, split: str | None = None) -> tuple[Namespace, Name
         config.split = split
     parts = build(config)
     prepared = family(config).prepare(config, parts, run["seed"])
-    prepared.objective.load_state_dict(content["objective"])
+    if content["settings"].get("texts", "") != prepared.texts:
+        raise checkpoints.CheckpointError(
+            f"the checkpoint {path} was trained on other texts than its configuration gives here: install the versions "
+            "of its run (constraints.txt), or take the data file it had"
+        )
+    try:
+        prepared.objective.load_state_dict(content["objective"])
+    except RuntimeError as error:
+        raise checkpoints.CheckpointError(
+            f"the checkpoint {path} does not fit the model that its configuration makes of the data here: {error}"
+        ) from error
     prepared.objective.to(pick_device(config.trainer.device))
     return config, parts, prepared, run["seed"]
 
@@ -177,9 +193,9 @@ def checkpoint_root(config: Namespace) -> Path:
 
 def _place(config: Namespace, named: dict[str, Any]) -> Path:
     """A run's folder: its case or the settings that its sweep changes, as a name, and its seed."""
-    text = named.get("case") or " ".join(named["overrides"])
-    slug = re.sub(r"[^\w.=]+", "-", text).strip("-")
-    if len(slug) > 80:  # a file system takes 255 bytes
+    text = named.get("case") or " ".join(argument.removeprefix("--") for argument in named["overrides"])
+    slug = re.sub(r"[^\w.=]+", "-", text).strip("-.")
+    if len(slug) > 80 or re.search(r"[^\w.= ]", text):  # a file system takes 255 bytes; [1, 2] and [1, -2] are not one
         slug = f"{slug[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     return Path(slug) / f"seed{named['seed']}"
 
@@ -188,10 +204,10 @@ def _place(config: Namespace, named: dict[str, Any]) -> Path:
 _MEASURED = ("name", "seeds", "sweep", "split", "controls", "tokens", "probe_rows", "monitoring")
 
 
-def _settings(config: Namespace, named: dict[str, Any]) -> dict[str, Any]:
+def _settings(config: Namespace, named: dict[str, Any], texts: str) -> dict[str, Any]:
     """What a checkpoint says about its run."""
     plain = stored(config)
-    trained = {key: value for key, value in plain.items() if key not in _MEASURED}
+    trained = {key: value for key, value in plain.items() if key not in _MEASURED} | ({"texts": texts} if texts else {})
     return trained | {"run": {"config": plain, **named}}
 
 
@@ -204,7 +220,12 @@ def _start(config: Namespace, trainer: Trainer) -> Path | None:
         return Path(config.resume)
     if trainer.checkpoints is None:
         return None
-    latest = checkpoints.latest(trainer.checkpoints)
+    # The first process looks and deletes, and the others wait for it: they would see a folder half cleared.
+    return trainer.engine.same(_latest(config, trainer.checkpoints) if rank() == 0 else None)
+
+
+def _latest(config: Namespace, folder: Path) -> Path | None:
+    latest = checkpoints.latest(folder)
     if latest is None or config.resume:
         return latest
     content = checkpoints.load(latest)
@@ -212,10 +233,9 @@ def _start(config: Namespace, trainer: Trainer) -> Path | None:
     if content["epoch"] < recipe["epochs"] and not 0 < recipe["patience"] <= content["waited"]:
         raise checkpoints.CheckpointError(
             f"{latest} is of a run that was interrupted after epoch {content['epoch']}: add --resume true to go on "
-            f"with it, or delete {trainer.checkpoints} to start anew"
+            f"with it, or delete {folder} to start anew"
         )
-    if rank() == 0:
-        checkpoints.clear(trainer.checkpoints)  # of a run that came to its end: this one replaces it
+    checkpoints.clear(folder)  # of a run that came to its end: this one replaces it
     return None
 
 

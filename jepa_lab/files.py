@@ -14,7 +14,8 @@ CACHE_VARIABLE = "JEPA_LAB_CACHE"
 def write_atomic(path: Path, content: bytes) -> Path:
     """Write to a temporary file beside `path`, then rename: a crash leaves the old file or the new one, whole.
 
-    Raises: OSError if the folder cannot be written or the disk is full; the old file is then still there.
+    Raises: OSError naming the path if the folder cannot be written or the disk is full; the old file is then still
+        there.
     Book: chapter 12.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,6 +26,9 @@ def write_atomic(path: Path, content: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
         part.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails does not know what it was writing to
+        raise
     finally:
         part.unlink(missing_ok=True)
     return path

@@ -93,7 +93,7 @@ def _to_json(history: Mapping[str, Column]) -> str:
         return value if value is None or math.isfinite(value) else repr(value)
 
     columns = {name: [plain(value) for value in column] for name, column in history.items()}
-    return json.dumps(columns, indent=1, allow_nan=False) + "\n"
+    return json.dumps(columns, indent=1) + "\n"
 
 
 def _from_json(text: str) -> dict[str, Column]:
@@ -102,9 +102,9 @@ def _from_json(text: str) -> dict[str, Column]:
         raise ValueError("it must hold an object of lists")
 
     def number(name: str, value: object) -> int | float | None:
-        if value is None or (type(value) is int and name == "epoch"):
+        if value is None or type(value) in (int, float):
             return value
-        if type(value) in (int, float) or value in ("nan", "inf", "-inf"):
+        if value in ("nan", "inf", "-inf"):
             return float(value)
         raise ValueError(f"{name}: {value!r} is no number")
 

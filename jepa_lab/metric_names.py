@@ -46,7 +46,7 @@ def is_loss(name: str) -> bool:
     True if one word of the name is `loss` and none speaks of an accuracy, or if all words are terms of known losses.
     """
     words = _words(name)
-    if name.startswith(STEERING) or _HIGHER.intersection(words):
+    if _HIGHER.intersection(words):
         return False
     if "loss" in words or "losses" in words or "".join(words) in _TERMS:  # such as cross_entropy
         return True

@@ -18,6 +18,16 @@ class MonitoringConfig:
     folder: str = ""
     figures: bool = True
 
+    def ready(self, folder: Path) -> None:
+        """Make the folder and see whether it can be written: better now than after the training.
+
+        Raises: OSError naming the path.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / "trial.part"
+        trial.write_bytes(b"")
+        trial.unlink()
+
     def export(self, trainer: Trainer, folder: Path) -> list[Path]:
         """Write the files of a trainer that has run; returns their paths."""
         monitor = TrainingMonitor.from_trainer(trainer)

@@ -59,7 +59,7 @@ class TrainConfig:
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"trainer.{name} must be a positive number, got {getattr(self, name)}")
         for name in ("weight_decay", "warmup_steps", "evaluate_every", "threads", "checkpoint_every", "patience"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # NaN is refused too
                 raise ValueError(f"trainer.{name} must not be negative, got {getattr(self, name)}")
         for name, allowed in (("precision", ("fp32", "bf16", "fp16")), ("monitor_mode", ("max", "min"))):
             if getattr(self, name) not in allowed:

@@ -150,7 +150,7 @@ def plot_rank_bars(
             ax.annotate(f"{low:g}", (low, place), (-9, 0), ha="right", **_BESIDE)
     ax.set_xscale("log")
     top = max(before.max(), after.max())
-    ax.set_xlim(0.55, max(top, 10) * 2.2)
+    ax.set_xlim(0.55, max(top, 10) * max(2.2, top**0.13))  # room for the number, which lengthens with its digits
     ax.xaxis.set_major_locator(LogLocator(subs=(1,) if top > 300 else (1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_locator(NullLocator())

@@ -95,10 +95,10 @@ class Trainer:
         epoch, and `load_checkpoint` goes on from there. A checkpoint that cannot be written stops the training: without
         one the next fault would cost hours. Nothing is lost by the stop: call `fit` again when there is space.
 
-        Raises: FloatingPointError at a loss, metric or weight that is not finite, naming it and the step;
-            CheckpointError when a checkpoint cannot be written, or when a new run finds those of another one in its
-            folder; ValueError for a monitored metric that the evaluation does not return; RuntimeError after an
-            interruption, until a checkpoint is loaded.
+        Raises: FloatingPointError at a loss or metric (with checkpoints also a weight) that is not finite, naming it
+            and the step; CheckpointError when a checkpoint cannot be written, or when a new run finds those of another
+            one in its folder; ValueError for a monitored metric that the evaluation does not return; RuntimeError
+            after an interruption, until a checkpoint is loaded.
         """
         config = self.config
         if config.monitor and self.evaluate is None:

@@ -3,7 +3,6 @@
 Book: chapter 12.
 """
 
-import io
 import math
 import numbers
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from jepa_lab import history_files
-from jepa_lab.files import write_atomic
 from jepa_lab.history_files import Column
 from jepa_lab.metric_names import VALIDATION, held_out, higher_is_better, split_of
 from jepa_lab.training_history import best, epochs_of, span
@@ -163,7 +161,7 @@ class TrainingMonitor:
                 self._rows[epoch] = {name: value for name, value in row.items() if name not in names}
         for epoch, row in rows.items():
             self._rows[epoch] = self._rows.get(epoch, {}) | {name: _scalar(name, v) for name, v in row.items()}
-        self._rows = {epoch: self._rows[epoch] for epoch in sorted(self._rows) if self._rows[epoch]}
+        self._rows = {epoch: self._rows[epoch] for epoch in sorted(self._rows)}
         return self
 
     @classmethod
@@ -214,18 +212,21 @@ class TrainingMonitor:
 
         Raises: ValueError if no loss was logged.
         """
-        from jepa_lab.training_plots import losses  # here, since drawing stands at the other end of the import graph
+        from jepa_lab.training_plots import (
+            losses,
+            saved,
+        )  # here, since drawing stands at the other end of the import graph
 
-        return _saved(losses(self.history, names), path)
+        return saved(losses(self.history, names), path)
 
     def plot_steering_distribution(self, path: str | Path | None = None) -> "Figure":
         """Draw the share of each steering variant (metrics `steering/VARIANT`) per epoch. Saves to `path`.
 
         Raises: ValueError if none was logged, or the shares of an epoch do not sum to 1.
         """
-        from jepa_lab.training_plots import steering_distribution
+        from jepa_lab.training_plots import saved, steering_distribution
 
-        return _saved(steering_distribution(self.history), path)
+        return saved(steering_distribution(self.history), path)
 
     # --- to keep
 
@@ -295,11 +296,3 @@ def _scalar(name: str, value: Any) -> float | Tensor:
         shape = f" of shape {value.shape}" if isinstance(value, np.ndarray) else f" {value!r}"
         raise TypeError(f"metrics[{name!r}] must be one real number, got {type(value).__name__}{shape}")
     return float(value)
-
-
-def _saved(fig: "Figure", path: str | Path | None) -> "Figure":
-    if path is not None:
-        picture = io.BytesIO()
-        fig.savefig(picture, format=Path(path).suffix[1:] or "png")
-        write_atomic(Path(path), picture.getvalue())
-    return fig

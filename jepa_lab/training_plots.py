@@ -3,14 +3,17 @@
 Book: chapter 12.
 """
 
+import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from jepa_lab.files import write_atomic
 from jepa_lab.metric_names import STEERING, VALIDATION, is_loss, split_of
 from jepa_lab.style import COLORS, figure, palette
 
@@ -108,7 +111,6 @@ def _scale(ax: Axes) -> None:
     least = 0.01 * abs(middle)
     if span < least:  # else rounding in the seventh digit would fill the panel
         ax.set_ylim(middle - least, middle + least)
-    ax.ticklabel_format(axis="y", useOffset=False)
 
 
 def _epochs(ax: Axes, epochs: Sequence[int | float | None]) -> None:
@@ -137,8 +139,8 @@ def steering_shares(history: History) -> tuple[list[int], dict[str, list[float]]
             continue
         given = {name: 0.0 if value is None else float(value) for name, value in row.items()}
         total = sum(given.values())
-        # "not (a <= b)" so that NaN is refused too
-        if not all(-1e-3 <= value <= 1 + 1e-3 for value in given.values()) or not abs(total - 1) <= 1e-3:
+        # "not all" of what must hold, so that NaN is refused too
+        if not all(-1e-3 <= value <= 1 + 1e-3 for value in given.values()) or abs(total - 1) > 1e-3:
             said = ", ".join(f"{STEERING}{name} {value:.4g}" for name, value in given.items())
             raise ValueError(
                 f"steering shares of epoch {epoch} must lie in [0, 1] and sum to 1, got {said}: {total:.4g}"
@@ -171,4 +173,16 @@ def steering_distribution(history: History) -> Figure:
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     # Reversed: the first area lies at the bottom, and the legend is read from the top.
     fig.legend(areas[::-1], list(shares)[::-1], loc="outside right center", title="steering")
+    return fig
+
+
+def saved(fig: Figure, path: str | Path | None) -> Figure:
+    """Save a figure, whole or not at all, in the format that the suffix says (PNG without one); None saves nothing.
+
+    Raises: ValueError for a format that Matplotlib does not know; OSError if the file cannot be written.
+    """
+    if path is not None:
+        picture = io.BytesIO()
+        fig.savefig(picture, format=Path(path).suffix[1:] or "png")
+        write_atomic(Path(path), picture.getvalue())
     return fig

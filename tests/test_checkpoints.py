@@ -222,6 +222,17 @@ def test_what_is_random_makes_a_difference():
     assert len({tuple(run.history["loss"]) for run in runs}) == 3
 
 
+def test_an_epoch_returns_the_means_over_its_own_steps():
+    history = jepa().fit()
+    trainer = jepa()  # only now: both draw from torch's generator
+    for epoch in range(4):
+        means = trainer.train_epoch(epoch)
+        assert means == {
+            name: sum(values[3 * epoch : 3 * epoch + 3]) / 3 for name, values in history.items() if name != "step"
+        }
+    assert trainer.history == history and trainer.evaluations == {}
+
+
 class Drawn:
     """Batches with a state of their own: every epoch takes the rows after those of the one before."""
 
@@ -450,6 +461,12 @@ def test_training_stops_when_nothing_gets_better_and_the_best_weights_remain(mod
     last, weights = watched(scores, patience=3, monitor_mode=mode, restore_best=False)
     last.fit()
     assert torch.equal(last.objective.encoder.tokenizer.embed.weight, weights[4])
+
+
+def test_a_run_that_stops_early_leaves_a_checkpoint_of_its_end(tmp_path):
+    trainer, _ = watched([1.0, 0.5, 0.4, 0.3], patience=2, checkpoint_every=0, checkpoints=tmp_path)
+    trainer.fit()
+    assert sorted(os.listdir(tmp_path)) == ["best.pt", "epoch_00003.pt"]
 
 
 def test_without_patience_all_epochs_run_and_nan_is_never_the_best():

@@ -80,6 +80,17 @@ def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_same_numbers(tmp_path, 
     assert rows(stopped) == rows(whole)
 
 
+def test_of_several_processes_one_says_how_to_go_on(tmp_path, stop_after, capsys, monkeypatch):
+    stop_after(0)
+    monkeypatch.setattr("jepa_lab.__main__.world_size", lambda: 2)
+    assert main(command(tmp_path, "--resume", "true")) == 130
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("torchrun --nproc_per_node=2 -m jepa_lab train") and said.count("--resume") == 1
+    monkeypatch.setattr("jepa_lab.__main__.rank", lambda: 1)
+    assert main(command(tmp_path)) == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_resume_from_a_path(tmp_path, capsys):
     assert main(command(tmp_path)) == 0
     path = tmp_path / "checkpoints" / "digits_jepa" / "seed0" / "epoch_00003.pt"
@@ -113,6 +124,20 @@ def test_each_run_of_a_sweep_has_a_folder_of_its_own(tmp_path):
     assert found == [
         f"objective.mask.ratio={ratio}/seed{seed}/epoch_00001.pt" for ratio in (0.3, 0.6) for seed in (0, 1)
     ]
+
+
+def test_settings_that_look_alike_have_folders_of_their_own(tmp_path):
+    cases = "{a b: {}, a-b: {}, '[1, 2]': {}, '[1, -2]': {}, '..': {}}"
+    assert main(command(tmp_path, "--sweep.cases", cases, "--trainer.epochs=1")) == 0
+    found = list((tmp_path / "checkpoints" / "digits_jepa").rglob("*.pt"))
+    assert len(found) == 5 == len(list(tmp_path.rglob("*.pt")))
+
+
+def test_a_folder_of_the_monitor_that_cannot_be_written_is_a_message_before_the_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    more = ["--monitoring.folder", str(tmp_path / "file"), "--checkpoints", "none"]
+    assert main(command(tmp_path, *more, "--trainer.epochs=1000000")) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
 
 
 def test_without_checkpoints_none_are_written(tmp_path, stop_after, capsys):
@@ -218,3 +243,36 @@ def test_two_processes_train_as_one_by_the_one_command(tmp_path):
     for name, value in a.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             torch.testing.assert_close(b[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_results_go_on_under_settings_that_change_no_number(tmp_path, capsys, monkeypatch):
+    assert main(command(tmp_path, "--trainer.epochs=1")) == 0
+    monkeypatch.setattr(Trainer, "fit", None)  # whoever trains again fails
+    same = ["--trainer.epochs=1", "--resume=true", "--trainer.keep_last=3", "--monitoring.figures=false"]
+    assert main(command(tmp_path, *same)) == 0
+    assert main(command(tmp_path, *same, "--trainer.lr=0.5")) == 1
+    assert "differs in trainer.lr: 0.002 -> 0.5. Run without" in capsys.readouterr().err
+
+
+def test_a_broken_results_file_is_named(tmp_path, capsys):
+    path = tmp_path / "digits_jepa.json"
+    for content in ('{"name":', "[]", "{}"):
+        path.write_text(content)
+        assert main(command(tmp_path, "--resume=true")) == 1
+        assert f"{path} is not a results file" in capsys.readouterr().err
+        assert path.read_text() == content
+
+
+def test_a_checkpoint_of_another_model_is_a_message(tmp_path, capsys):
+    """The configuration in it makes this model no more: a corpus with other topics, say."""
+    assert main(command(tmp_path, "--trainer.epochs=1")) == 0
+    path = tmp_path / "checkpoints" / "digits_jepa" / "seed0" / "epoch_00001.pt"
+    content = checkpoints.load(path)
+    weights = content["objective"]
+    name = next(key for key, value in weights.items() if isinstance(value, torch.Tensor) and value.ndim == 2)
+    weights[name] = weights[name][:-1]
+    checkpoints.save(path, content)
+    capsys.readouterr()
+    assert main(["evaluate", "--checkpoint", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert f"the checkpoint {path} does not fit the model" in said and name in said

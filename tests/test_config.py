@@ -74,6 +74,29 @@ def test_unknown_keys_in_the_file_are_errors(tmp_path):
         parse(["--config", str(path)])
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("objective: jepa\n", "objective in x.yaml must be a section, `objective: {name: ...}`, got 'jepa'"),
+        ("objective: {name: [jepa]}\n", "objective.name in x.yaml must be the name of an objective, got ['jepa']"),
+        ("objective:\n", "objective in x.yaml must be a section of settings, got None"),
+        ("name: x\ntrainer: 3\n", "trainer in x.yaml must be a section of settings, got 3"),
+        ("name: [x\n", "x.yaml is not a YAML file: while parsing a flow sequence"),
+        ("- name\n", "x.yaml must hold settings, lines such as `name: my_run`, got ['name']"),
+        ("", "x.yaml must hold settings"),
+        ("name: x\ntrainer: {epochs: [1]}\n", "trainer.epochs"),
+        ("name: x\ntrainer: {patience: 2}\n", "trainer.patience=2 counts evaluations without a better trainer.monitor"),
+        (None, "No such file or directory: 'x.yaml'"),
+    ],
+)
+def test_a_file_that_does_not_hold_settings_is_a_message(content, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("x.yaml").write_text(content)
+    assert main(["train", "--config", "x.yaml"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_sweep_overrides():
     assert SweepConfig().overrides() == {"": []}
     assert list(SweepConfig("a.b", [1, "x"]).overrides().values()) == [["--a.b=1"], ["--a.b=x"]]
@@ -165,7 +188,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, ca
 
     capsys.readouterr()
     assert main([*arguments, "--resume", "true", "--trainer.lr", "0.001"]) == 1
-    assert "differs in trainer; run without --resume" in capsys.readouterr().err
+    assert "differs in trainer.lr: 0.002 -> 0.001. Run without --resume" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -768,10 +768,10 @@ def test_vicreg_before_the_normalisation_does_not_hold(seed, monkeypatch):
 def test_the_yaml_file_reaches_the_dataclasses():
     parts = build(parse(["--config", BASE_YAML, "--objective.ema.target=ema", "--objective.model.residual=false"]))
     assert isinstance(parts.objective, JasperConfig)
-    assert parts.objective.loss == JasperLossConfig() and parts.objective.loss.contrastive == 0.5
-    assert parts.objective.model == SteeringPredictorConfig(residual=False)
+    assert parts.objective.loss == JasperLossConfig(vicreg=0.01) and parts.objective.loss.contrastive == 0.5
+    assert parts.objective.model == SteeringPredictorConfig(hidden_dim=512, residual=False)
     assert (parts.objective.ema.target, parts.objective.ema.start, parts.objective.ema.end) == ("ema", 0.996, 0.999)
-    assert parts.steering == SteeringConfig() and parts.trainer.epochs == 10
+    assert parts.steering == SteeringConfig(variant="centroid") and parts.trainer.epochs == 10
 
 
 @pytest.mark.parametrize(
@@ -782,7 +782,7 @@ def test_the_yaml_file_reaches_the_dataclasses():
         ("--objective.model.activation=tanh", "objective.model.activation"),
         ("--objective.ema.target=teacher", "objective.ema.target"),
         ("--objective.ema.start=1.5", r"ema.start must lie in \[0, 1\], got 1.5"),
-        ("--objective.loss.temperature=0", "loss.temperature must be positive, got 0"),
+        ("--objective.loss.temperature=0", "loss.temperature must be a positive number, got 0"),
         ("--steering.variant=both", "steering.variant"),
         ("--steering.tiers=[1, 1]", "steering.tiers"),
         ("--steering.zero_start=2", "steering.zero_start must lie"),
@@ -802,9 +802,15 @@ def test_a_wrong_setting_is_named(argument, message):
         (lambda: TargetConfig(end=-0.1), r"ema.end must lie in \[0, 1\], got -0.1"),
         (lambda: TargetConfig(hidden_dim=0), "ema.hidden_dim must be at least 1, got 0"),
         (lambda: JasperLossConfig(scale="big"), "loss.scale must be one of sqrt_dim, unit, got 'big'"),
-        (lambda: only(), "one must be positive"),
-        (lambda: JasperLossConfig(vicreg=-0.1), "weights must not be negative"),
-        (lambda: JasperLossConfig(centroid_temperature=0.0), "loss.centroid_temperature must be positive, got 0.0"),
+        (lambda: only(), "one of the weights prediction, contrastive, centroid, vicreg must be positive"),
+        (lambda: JasperLossConfig(vicreg=-0.1), "loss.vicreg must be a finite number that is not negative, got -0.1"),
+        (lambda: JasperLossConfig(prediction=math.nan), "loss.prediction must be a finite number"),
+        (lambda: JasperLossConfig(variance=-1.0), "loss.variance must be a finite number"),
+        (lambda: JasperLossConfig(temperature=math.inf), "loss.temperature must be a positive number, got inf"),
+        (
+            lambda: JasperLossConfig(centroid_temperature=0.0),
+            "loss.centroid_temperature must be a positive number, got 0.0",
+        ),
         (lambda: JasperLossConfig(in_batch=False, hard_negatives=False), "needs in_batch or hard_negatives"),
         (lambda: Jasper(torch.full((2, 3), torch.nan)), "centroids must be finite"),
     ],

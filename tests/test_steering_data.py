@@ -1,5 +1,7 @@
 """Pairs with steering and negatives: formulas by slow loops, the curriculum, determinism, tiers, faults."""
 
+import math
+
 import jaxtyping
 import pytest
 import torch
@@ -443,6 +445,8 @@ FAULTS = {
     "no shares": (lambda: make(centroid=0, keyword=0, residual=0), "one is > 0"),
     "negative share": (lambda: make(keyword=-1), "one is > 0"),
     "tiers": (lambda: make(tiers=(1, 1)), "steering.tiers must be four shares"),
+    "nan in tiers": (lambda: make(tiers=(1, math.nan, 1, 1)), "steering.tiers must be four shares"),
+    "nan in shares": (lambda: make(centroid=math.nan), "steering.centroid, keyword and residual must be shares"),
     "negative n_neg": (lambda: make(n_neg=-1), "steering.n_neg must not be negative, got -1"),
     "refresh": (lambda: make(refresh_every=-1), "steering.refresh_every must not be negative, got -1"),
     "steer": (

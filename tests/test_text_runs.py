@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa_lab import experiment
+from jepa_lab import experiment, families
 from jepa_lab.__main__ import main
 from jepa_lab.config import resolve
 from jepa_lab.data import text
@@ -103,9 +103,8 @@ def test_a_run_repeats(tiny):
 
 def load_task_again():
     """Forget the tasks that are in memory: the second run reads texts and embeddings anew."""
-    from jepa_lab.families import text as family
-
-    family._load_task.cache_clear()
+    families.text._load_pairs.cache_clear()
+    families.text._load_task.cache_clear()
 
 
 def test_unseen_topics(tiny, capsys):
@@ -305,6 +304,8 @@ def test_shared_paragraphs_are_one_source(tiny):
         (["--data.dim=1000"], 1, "dim must be <"),
         (["--data.settings={root: /nowhere}"], 1, "github.com/google-deepmind/xquad"),
         (["--data.settings={folder: x}"], 2, "data.settings of squad: got an unexpected keyword argument 'folder'"),
+        (["--data.settings={root: [3]}"], 2, 'data.settings of squad: Parser key "root"'),
+        (["--data.name=docstrings", "--data.settings={min_pairs: x}"], 2, "data.settings of docstrings: Parser key"),
         (["--data.encoder=bag"], 2, "data.encoder"),
         (["--data.split_by=word"], 2, "data.split_by"),
         (["--steering.n_negs=3"], 2, "steering.n_negs"),
@@ -318,6 +319,21 @@ def test_faults_are_messages(tiny, capsys, extra, code, message):
     assert main(command(tiny, *extra)) == code
     assert message in capsys.readouterr().err
     assert not (tiny / "jasper_base.json").exists()
+
+
+def test_a_checkpoint_belongs_to_its_texts(tiny, capsys):
+    """The settings name a file, or the docstrings of whatever is installed: the texts may be others all the same."""
+    assert main(command(tiny, "--controls=[]")) == 0
+    path = next((tiny / "checkpoints" / "jasper_base").rglob("epoch_*.pt"))
+    assert main(["evaluate", "--checkpoint", str(path)]) == 0
+    lines = (tiny / "tiny.json").read_text()
+    (tiny / "tiny.json").write_text(lines.replace(" which", " whose", 1))
+    load_task_again()
+    capsys.readouterr()
+    assert main(["evaluate", "--checkpoint", str(path)]) == 1
+    assert f"the checkpoint {path} was trained on other texts" in capsys.readouterr().err
+    assert main(command(tiny, "--controls=[]", f"--resume={path}")) == 1
+    assert "belongs to a run with other settings, and going on would be neither run: texts: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("split_by", ["pair", "topic"])

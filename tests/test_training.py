@@ -89,6 +89,7 @@ def test_evaluate_runs_on_schedule_and_leaves_train_mode_on(data):
     trainer.evaluate = lambda objective: {"mode": float(objective.eval().training)}
     trainer.fit()
     assert trainer.evaluations == {"epoch": [2, 4, 5], "step": [30, 60, 75], "mode": [0.0, 0.0, 0.0]}
+    assert trainer.objective.training
 
 
 class Slope(Objective):
@@ -183,7 +184,14 @@ def test_threads_are_restored_even_after_an_error(data):
 
 
 def test_config_refuses_values_out_of_range():
-    for bad in ({"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": math.nan}, {"warmup_steps": -1}):
+    for bad in (
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"lr": math.nan},
+        {"warmup_steps": -1},
+        {"weight_decay": math.nan},
+    ):
         with pytest.raises(ValueError, match=f"trainer.{next(iter(bad))}"):
             TrainConfig(**bad)
     assert pick_device("cpu").type == "cpu"

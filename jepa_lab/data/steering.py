@@ -8,7 +8,8 @@ Book: chapter 12.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jepa_lab.batches import Epoch
 from jepa_lab.data.negatives import TIERS, Tiers
 from jepa_lab.data.text import Pairs
 from jepa_lab.data.text_encoders import TextEncoder, TfidfEncoder
@@ -49,11 +51,11 @@ class SteeringConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"steering.{name} must lie in [0, 1], got {getattr(self, name)}")
         shares = (self.centroid, self.keyword, self.residual)
-        if min(shares) < 0 or sum(shares) == 0:
+        if not _are_shares(shares):
             raise ValueError(
                 f"steering.centroid, keyword and residual must be shares of which one is > 0, got {shares}"
             )
-        if len(self.tiers) != len(TIERS) or min(self.tiers) < 0 or sum(self.tiers) == 0:
+        if len(self.tiers) != len(TIERS) or not _are_shares(self.tiers):
             raise ValueError(f"steering.tiers must be four shares ({', '.join(TIERS)}), one > 0, got {self.tiers}")
         for name in ("n_neg", "refresh_every"):
             if getattr(self, name) < 0:
@@ -75,6 +77,10 @@ class SteeringConfig:
         for i in by_rest[: self.n_neg - sum(counts)]:
             counts[i] += 1
         return [tier for tier, count in enumerate(counts) for _ in range(count)]
+
+
+def _are_shares(values: tuple[float, ...]) -> bool:
+    return all(0 <= value < math.inf for value in values) and sum(values) > 0
 
 
 class SteeringDataset:
@@ -171,27 +177,12 @@ class SteeringDataset:
             "negative_tier": self.negative_tier[index],
         }
 
-    def __call__(self, epoch: int) -> "_Epoch":
+    def __call__(self, epoch: int) -> Epoch:
         """The shuffled batches of an epoch; the last incomplete one is left out."""
         self.set_epoch(epoch)
         order = torch.randperm(len(self), generator=_generator(self.seed, epoch, 2))
         # A copy holds what was drawn: an epoch stays what it is when another one is asked for before it is over.
-        return _Epoch(copy.copy(self), order)
-
-
-class _Epoch:
-    """One epoch of batches; knows its length."""
-
-    def __init__(self, dataset: SteeringDataset, order: Tensor):
-        self.dataset, self.order = dataset, order
-
-    def __len__(self) -> int:
-        return len(self.order) // self.dataset.batch_size
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        size = self.dataset.batch_size
-        for i in range(len(self)):
-            yield self.dataset[self.order[i * size : (i + 1) * size]]
+        return Epoch(copy.copy(self).__getitem__, order, self.batch_size)
 
 
 def steer(

@@ -1,14 +1,13 @@
 """Runs on images: train one model on the training images, probe it beside the control rows."""
 
 from dataclasses import replace
-from inspect import signature
 from itertools import pairwise
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
 from jepa_lab.data import images
-from jepa_lab.families.base import Prepared
+from jepa_lab.families.base import Prepared, check_settings
 from jepa_lab.monitor import CollapseMonitor
 from jepa_lab.nets import EncoderConfig, image_encoder
 from jepa_lab.objectives import build_objective
@@ -32,10 +31,7 @@ def check(config: Namespace) -> None:
     """Raises: ValueError for settings out of range, or that the loader does not know."""
     if config.probe_rows < 0:
         raise ValueError(f"probe_rows must not be negative (0 = all rows), got {config.probe_rows}")
-    try:
-        signature(images.DATASETS[config.data.name]).bind(**config.data.settings)
-    except TypeError as error:
-        raise ValueError(f"data.settings of {config.data.name}: {error}") from error
+    check_settings(config.data.name, images.DATASETS[config.data.name], config.data.settings)
 
 
 def prepare(config: Namespace, parts: Namespace, seed: int) -> Prepared:

@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from jepa_lab.data import text
 from jepa_lab.data.steering import SteeringConfig, SteeringDataset, keyword_vectors
-from jepa_lab.data.text_encoders import ENCODERS, build_text_encoder
-from jepa_lab.families.base import Prepared
+from jepa_lab.data.text_encoders import ENCODERS
+from jepa_lab.families.base import Prepared, check_settings
 from jepa_lab.monitor import TrainingMonitor
 from jepa_lab.objectives import RoutedJasper, build_objective
 from jepa_lab.routing_rows import routing_rows, topic_control_rows
@@ -50,10 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def check(config: Namespace) -> None:
     """Raises: ValueError for settings that the loader does not know."""
-    try:
-        signature(DATASETS[config.data.name]).bind(**(config.data.settings or {}))
-    except TypeError as error:
-        raise ValueError(f"data.settings of {config.data.name}: {error}") from error
+    check_settings(config.data.name, DATASETS[config.data.name], config.data.settings or {})
 
 
 def prepare(config: Namespace, parts: Namespace, seed: int) -> Prepared:
@@ -64,7 +60,7 @@ def prepare(config: Namespace, parts: Namespace, seed: int) -> Prepared:
     dataset = training_set(task, SteeringConfig(**vars(config.steering)), trainer)
     objective = build_objective(config.objective.name, dataset.centroids, parts.objective, seed=seed)
     held_out = task.batch("validation")
-    return Prepared(objective, dataset, trainer, lambda model: model.evaluate(held_out), task)
+    return Prepared(objective, dataset, trainer, lambda model: model.evaluate(held_out), task, _texts(config))
 
 
 def measure(config: Namespace, parts: Namespace, prepared: Prepared, seed: int) -> list[dict[str, Any]]:
@@ -99,13 +95,22 @@ def load_task(data: TextConfig, seed: int) -> SearchTask:
     return _load_task(data.name, json.dumps(data.settings or {}), data.split_by, data.encoder, data.dim, seed)
 
 
+def _texts(config: Namespace) -> str:
+    return _load_pairs(config.data.name, json.dumps(config.data.settings or {})).hash
+
+
+@lru_cache(maxsize=1)
+def _load_pairs(name: str, settings: str) -> text.Pairs:
+    return DATASETS[name](**json.loads(settings))
+
+
 @lru_cache(maxsize=8)  # a sweep comes back to each split
 def _load_task(name: str, settings: str, split_by: str, encoder: str, dim: int, seed: int) -> SearchTask:
-    pairs = DATASETS[name](**json.loads(settings))
+    pairs = _load_pairs(name, settings)
     index = text.split(pairs, seed, split_by)
     check_topics(pairs, index["train"] if split_by == "pair" else torch.arange(len(pairs)))
     embedded = text.embed(pairs, index["train"], encoder, dim)
-    fitted = build_text_encoder(encoder, dim).fit(text.training_texts(pairs, index["train"]))
+    fitted = text.fit_encoder(pairs, index["train"], encoder, dim)
     topics_of = Counter(name for name, _ in set(zip(pairs.name, pairs.topic, strict=True)))
     ambiguous = torch.tensor([topics_of[name] > 1 for name in pairs.name])
     return SearchTask(

@@ -3,6 +3,7 @@
 Book: chapter 12.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -74,12 +75,15 @@ class JasperLossConfig:
     scale: Literal["sqrt_dim", "unit"] = "sqrt_dim"
 
     def __post_init__(self):
-        weights = {name: getattr(self, name) for name in ("prediction", "contrastive", "centroid", "vicreg")}
-        if min(weights.values()) < 0 or not any(weights.values()):
-            raise ValueError(f"loss: weights must not be negative, and one must be positive, got {weights}")
+        lambdas = ("prediction", "contrastive", "centroid", "vicreg")
+        for name in (*lambdas, "invariance", "variance", "covariance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"loss.{name} must be a finite number that is not negative, got {getattr(self, name)}")
+        if not any(getattr(self, name) for name in lambdas):
+            raise ValueError(f"loss: one of the weights {', '.join(lambdas)} must be positive, all are 0")
         for name in ("temperature", "centroid_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"loss.{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"loss.{name} must be a positive number, got {getattr(self, name)}")
         if self.scale not in SCALES:
             raise ValueError(f"loss.scale must be one of {', '.join(SCALES)}, got {self.scale!r}")
         if self.contrastive and not (self.in_batch or self.hard_negatives):

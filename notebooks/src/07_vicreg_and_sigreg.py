@@ -746,3 +746,6 @@ assert time.process_time() < 90
 #
 # VICReg {cite}`bardes2022vicreg`; a cousin on cross-correlations, Barlow Twins {cite}`zbontar2021barlow`; SIGReg and LeJEPA {cite}`balestriero2025lejepa`; slices
 # {cite}`cramer1936theorems`; the statistic {cite}`epps1983test`. We differ from LeJEPA: in the table SIGReg acts on single tokens, not on projected views.
+#
+# **Next**: [Steering](12_steering) puts a prediction to use, in a search with a hint, and meets a collapse that the search
+# itself sees late.
