@@ -177,8 +177,8 @@ def test_a_routed_run_has_rows_of_its_routing(tiny):
         assert 1 <= row["subspaces_used"] <= TOPICS + 1e-6 and row["residual_norm"] > 0
     assert steered["recall@10"] == rows["jasper_routed"]["recall@10"]
     assert alone["mrr"] == rows["jasper_routed, zero"]["mrr"]
-    # Questions name no topic here, but the steering does: measured over seeds 0 to 2, see the margins.
-    assert steered["routing_accuracy"] > 0.9 > 0.6 > alone["routing_accuracy"]
+    # Questions name no topic here, but the steering does: over seeds 0 to 2 measured 0.90 to 1.00, and 0.05 to 0.10.
+    assert steered["routing_accuracy"] > 0.7 > 0.4 > alone["routing_accuracy"]
     assert coarse["recall@1"] < 1
     aurocs = [name for name in steered if name.startswith("AUROC") and name.endswith("all")]
     assert {f"AUROC {name} all" for name in ("residual", "entropy", "max similarity", "margin")} <= set(aurocs)
