@@ -75,6 +75,16 @@ class MLPPredictor(nn.Module):
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
+def _check_layers(hidden_dim: int, num_layers: int, dropout: float) -> None:
+    if hidden_dim < 1 or num_layers < 0:
+        raise ValueError(
+            "model.hidden_dim must be at least 1 and model.num_layers not negative (0 = linear), "
+            f"got {hidden_dim} and {num_layers}"
+        )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"model.dropout must lie in [0, 1), got {dropout}")
+
+
 @dataclass(frozen=True)
 class SteeringPredictorConfig:
     """`num_layers` hidden layers of width `hidden_dim` in each encoder; 0 makes the whole predictor one linear map.
@@ -89,13 +99,7 @@ class SteeringPredictorConfig:
     normalize_output: bool = False
 
     def __post_init__(self):
-        if self.hidden_dim < 1 or self.num_layers < 0:
-            raise ValueError(
-                "model.hidden_dim must be at least 1 and model.num_layers not negative (0 = linear), "
-                f"got {self.hidden_dim} and {self.num_layers}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+        _check_layers(self.hidden_dim, self.num_layers, self.dropout)
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"model.activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
 
@@ -163,13 +167,7 @@ class DecomposedConfig:
     start: Literal["question", "anchor"] = "question"
 
     def __post_init__(self):
-        if self.hidden_dim < 1 or self.num_layers < 0:
-            raise ValueError(
-                "model.hidden_dim must be at least 1 and model.num_layers not negative (0 = linear), "
-                f"got {self.hidden_dim} and {self.num_layers}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+        _check_layers(self.hidden_dim, self.num_layers, self.dropout)
         if self.combine not in ("concat", "add"):
             raise ValueError(f"model.combine must be concat or add, got {self.combine!r}")
         if self.start not in ("anchor", "question"):

@@ -22,22 +22,10 @@ from jepa_lab.objectives.routed import subspaces_used
 from jepa_lab.predictors import DecomposedConfig
 from jepa_lab.routing import RouterConfig
 from jepa_lab.training import TrainConfig, Trainer, seed_all
+from tests.tensors import randn, shake
 
 TOPICS, DIM = 4, 6
 PARTS = ("routing", "entropy", "residual", "disentanglement")
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def shake(module, seed=1, size=0.3):
-    """Away from the zeros that a module starts with."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    return module
 
 
 def dataset(epochs=4, n=48, seed=0, single=False):

@@ -17,21 +17,9 @@ from jepa_lab.routing_losses import (
     residual_penalty,
     routing_loss,
 )
+from tests.tensors import randn, shake
 
 B, D, K = 7, 6, 4
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def shake(module, seed=1, size=0.3):
-    """Away from the zeros that a module starts with."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    return module
 
 
 @pytest.fixture

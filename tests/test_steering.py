@@ -22,23 +22,11 @@ from jepa_lab.objectives import Jasper, JasperConfig, JasperLossConfig, TargetCo
 from jepa_lab.objectives.steering import ResidualEncoder
 from jepa_lab.predictors import SteeringPredictor, SteeringPredictorConfig
 from jepa_lab.training import TrainConfig, Trainer
+from tests.tensors import randn, shake
 
 BASE_YAML = "jepa_lab/configs/jasper_base.yaml"
 LOSSES = ("prediction", "contrastive", "centroid", "vicreg")
 TARGETS = ("raw", "ema", "stop_gradient", "none")
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def shake(module, seed=1, size=0.3):
-    """Away from the zeros that a module starts with."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    return module
 
 
 def own_message():
