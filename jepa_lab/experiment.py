@@ -15,8 +15,10 @@ from jsonargparse import ArgumentError, Namespace
 from jepa_lab import __version__, checkpoints
 from jepa_lab.config import build, family, make_parser, repetition, reread, stored
 from jepa_lab.distributed import rank
+from jepa_lab.explain_text import explain_validation
 from jepa_lab.families.base import Prepared
 from jepa_lab.files import write_atomic
+from jepa_lab.objectives.base import Objective
 from jepa_lab.recipe import HARMLESS
 from jepa_lab.training import Trainer, pick_device
 
@@ -119,17 +121,26 @@ def run_seed(config: Namespace, seed: int, named: dict[str, Any] | None = None) 
     named = named or {"seed": seed, "overrides": []}
     parts, place = build(config), _place(config, named)
     prepared = family(config).prepare(config, parts, seed)
+    monitoring, folder = parts.monitoring, Path(parts.monitoring.folder) / config.name / place
+    monitoring.check(prepared.trainer.evaluate_every)
+
+    def evaluate(objective: Objective) -> dict[str, float]:
+        if monitoring.explain_every and trainer.epoch % monitoring.explain_every == 0:
+            told = explain_validation(config, prepared, monitoring.explain_pairs)
+            monitoring.write_explanations(told, folder, trainer.epoch)
+        return prepared.evaluate(objective)
+
     before = prepared.evaluate(prepared.objective) if prepared.trainer.evaluate_every else {}
     trainer = Trainer(
         prepared.objective,
         prepared.batches,
         prepared.trainer,
-        prepared.evaluate,
+        prepared.evaluate and evaluate,
         checkpoints=None if config.checkpoints == "none" else checkpoint_root(config) / place,
         settings=_settings(config, named, prepared.texts),
     )
-    if parts.monitoring.folder and rank() == 0:
-        parts.monitoring.ready(Path(parts.monitoring.folder) / config.name / place)
+    if monitoring.folder and rank() == 0:
+        monitoring.ready(folder)
     if start := _start(config, trainer):
         trainer.load_checkpoint(start)
     trainer.fit()
@@ -137,8 +148,8 @@ def run_seed(config: Namespace, seed: int, named: dict[str, Any] | None = None) 
     result = {"core_seconds": round(trainer.core_seconds, 2), "rows": rows}
     if prepared.trainer.evaluate_every:
         result["curves"] = family(config).curves(before, trainer)
-    if parts.monitoring.folder and rank() == 0:
-        parts.monitoring.export(trainer, Path(parts.monitoring.folder) / config.name / place)
+    if monitoring.folder and rank() == 0:
+        monitoring.export(trainer, folder)
     return result
 
 

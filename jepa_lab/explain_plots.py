@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from jepa_lab.style import COLORS, figure
 
 if TYPE_CHECKING:
-    from jepa_lab.explain import Explanation
+    from jepa_lab.explanation import Explanation
 
 _WITH, _WITHOUT, _PARTS = COLORS["JEPA"], "#B5B5B5", ("#009E73", "#E69F00")
 

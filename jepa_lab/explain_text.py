@@ -5,6 +5,7 @@
 Book: chapter 13.
 """
 
+import copy
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -14,11 +15,14 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from jepa_lab.data.steering import SteeringConfig
-from jepa_lab.data.text import fit_encoder, split
+from jepa_lab.data.text import Pairs, fit_encoder, split
 from jepa_lab.data.text_encoders import TextEncoder
-from jepa_lab.explain import Explainer, Explanation
+from jepa_lab.explain import Explainer
+from jepa_lab.explanation import Explanation
 from jepa_lab.families.base import Prepared
 from jepa_lab.families.text import load_pairs
+from jepa_lab.objectives.base import Objective
+from jepa_lab.search import SearchTask
 
 
 @dataclass(frozen=True)
@@ -35,26 +39,10 @@ class TextExplainer:
 
         Raises: ValueError for a model of anything else than texts, or of topics that the training did not have.
         """
-        if getattr(prepared.objective, "family", None) != "text":
-            raise ValueError(f"explain needs a model of texts; {config.objective.name} is one of images")
-        if config.data.split_by != "pair":
-            raise ValueError("explain needs a model that knows its topics: data.split_by=pair")
+        check_explainable(config, prepared.objective)
         pairs, task = load_pairs(config.data), prepared.data
         train = split(pairs, seed)["train"]
-        known = pairs.take(train)
-        without, name = unsteered(SteeringConfig(**vars(config.steering)), task.centroids)
-        explainer = Explainer(
-            prepared.objective,
-            pairs.topics,
-            task.question[train],
-            task.source[train],
-            task.own_centroid[train],
-            list(zip(known.question, known.source, strict=True)),
-            task.topic[train],
-            without,
-            name,
-            neighbours,
-        )
+        explainer = _explainer(config, prepared.objective, pairs, task, neighbours)
         steering = dict(zip(pairs.topics, task.centroids, strict=True))
         return cls(explainer, fit_encoder(pairs, train, config.data.encoder, config.data.dim), steering)
 
@@ -70,6 +58,48 @@ class TextExplainer:
             raise ValueError(f"question: none of the words of {question!r} occurs in the training texts")
         vector = F.normalize(self.encoder.encode([question]), dim=1)[0]
         return self.explainer.explain(vector, None if topic is None else self.steering[topic], question)
+
+
+def check_explainable(config: Namespace, objective: Objective) -> None:
+    """Raises: ValueError for a model of anything else than texts, or of topics that the training did not have."""
+    if getattr(objective, "family", None) != "text":
+        raise ValueError(f"explain needs a model of texts; {config.objective.name} is one of images")
+    if config.data.split_by != "pair":
+        raise ValueError("explain needs a model that knows its topics: data.split_by=pair")
+
+
+def explain_validation(config: Namespace, prepared: Prepared, count: int) -> list[Explanation]:
+    """Explain the first `count` validation questions, steered to their topics, in the middle of a training: a copy of
+    the model is asked, and the training does not notice.
+
+    Raises: ValueError as `check_explainable`.
+    """
+    check_explainable(config, prepared.objective)
+    pairs, task = load_pairs(config.data), prepared.data
+    rows = task.parts["validation"][:count]
+    explainer = _explainer(config, copy.deepcopy(prepared.objective), pairs, task)
+    return explainer.explain_batch(task.question[rows], task.own_centroid[rows], pairs.take(rows).question)
+
+
+def _explainer(
+    config: Namespace, objective: Objective, pairs: Pairs, task: SearchTask, neighbours: int = 3
+) -> Explainer:
+    """An explainer that knows the training pairs."""
+    train = task.parts["train"]
+    known = pairs.take(train)
+    without, name = unsteered(SteeringConfig(**vars(config.steering)), task.centroids)
+    return Explainer(
+        objective,
+        pairs.topics,
+        task.question[train],
+        task.source[train],
+        task.own_centroid[train],
+        list(zip(known.question, known.source, strict=True)),
+        task.topic[train],
+        without,
+        name,
+        neighbours,
+    )
 
 
 def unsteered(config: SteeringConfig, centroids: Tensor) -> tuple[Tensor, str]:

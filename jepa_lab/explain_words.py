@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jepa_lab.explain import Explanation
+    from jepa_lab.explanation import Explanation
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,13 @@
 Book: chapter 12.
 """
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from jepa_lab.explanation import Explanation
+from jepa_lab.files import write_atomic
 from jepa_lab.monitor import TrainingMonitor
 from jepa_lab.training import Trainer
 
@@ -13,10 +17,42 @@ from jepa_lab.training import Trainer
 @dataclass(frozen=True)
 class MonitoringConfig:
     """With a `folder`, each run writes `history.csv`, `history.json` and, with `figures`, `losses.png` and (where there
-    is steering) `steering.png` into a folder of its own in it. For TensorBoard or W&B see `trainer.trackers`."""
+    is steering) `steering.png` into a folder of its own in it. For TensorBoard or W&B see `trainer.trackers`.
+
+    A run on texts also explains there, every `explain_every` epochs (0: never), what its model predicts for the first
+    `explain_pairs` validation questions: `explanations/epochNNN.json`, a list of `Explanation`s.
+
+    Raises: ValueError for counts that are too small, and for explanations without a folder.
+    """
 
     folder: str = ""
     figures: bool = True
+    explain_every: int = 0
+    explain_pairs: int = 3
+
+    def __post_init__(self):
+        if self.explain_every < 0 or self.explain_pairs < 1:
+            raise ValueError(
+                "monitoring.explain_every must be 0 or more and explain_pairs at least 1, got "
+                f"{self.explain_every} and {self.explain_pairs}"
+            )
+        if self.explain_every and not self.folder:
+            raise ValueError("monitoring.explain_every needs monitoring.folder: the folder that it writes to")
+
+    def check(self, evaluate_every: int) -> None:
+        """Raises: ValueError unless the epochs that are explained are epochs that are evaluated."""
+        if self.explain_every and (evaluate_every == 0 or self.explain_every % evaluate_every):
+            raise ValueError(
+                f"monitoring.explain_every={self.explain_every} must be a multiple of trainer.evaluate_every="
+                f"{evaluate_every}, which must not be 0: explanations are written where the model is evaluated"
+            )
+
+    def write_explanations(self, explanations: Sequence[Explanation], folder: Path, epoch: int) -> Path:
+        """Write those of an epoch; returns the path."""
+        place = folder / "explanations"
+        place.mkdir(parents=True, exist_ok=True)
+        content = json.dumps([asdict(one) for one in explanations], indent=1, allow_nan=False) + "\n"
+        return write_atomic(place / f"epoch{epoch:03d}.json", content.encode())
 
     def ready(self, folder: Path) -> None:
         """Make the folder and see whether it can be written: better now than after the training.

@@ -140,6 +140,11 @@ def test_a_folder_of_the_monitor_that_cannot_be_written_is_a_message_before_the_
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
+def test_images_are_not_explained(tmp_path, capsys):
+    assert main(command(tmp_path, "--monitoring.folder", str(tmp_path), "--monitoring.explain_every=1")) == 2
+    assert "monitoring.explain_every=1 needs a model of texts" in capsys.readouterr().err
+
+
 def test_without_checkpoints_none_are_written(tmp_path, stop_after, capsys):
     stop_after(1)
     assert main(command(tmp_path, "--checkpoints", "none")) == 130

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 
 from jepa_lab.calibration import percentile_of, quantiles_of
 from jepa_lab.data.steering import SteeringConfig
-from jepa_lab.explain import Explainer, Explanation, Thresholds
+from jepa_lab.explain import Explainer, Thresholds
 from jepa_lab.explain_text import page, unsteered
 from jepa_lab.explain_words import actionable_signal
+from jepa_lab.explanation import Explanation, Influence
 from jepa_lab.objectives import Jasper, JasperConfig, RoutedJasper, RoutedJasperConfig, TargetConfig
 from jepa_lab.predictors import DecomposedConfig, SteeringPredictorConfig
 from jepa_lab.routing import RouterConfig
@@ -266,8 +267,6 @@ def test_percentile_of_the_similarity_leaves_the_own_source_out():
     ],
 )
 def test_the_signal_speaks_of_what_is_beyond_its_threshold(changes, words):
-    from jepa_lab.explain import Influence
-
     kl = changes.pop("kl", 0.1)
     distribution = {"linalg": 0.6, "optimize": 0.05, "nn": 0.3, "tkinter": 0.05}
     usual = {"confidence": 0.6, "entropy": 0.9, "atypicality_percentile": 50.0, "max_similarity_percentile": 50.0}

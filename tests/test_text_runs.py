@@ -14,7 +14,7 @@ from jepa_lab.__main__ import main
 from jepa_lab.config import resolve
 from jepa_lab.data import text
 from jepa_lab.data.steering import keyword_vectors
-from jepa_lab.explain import Explanation
+from jepa_lab.explanation import Explanation
 from jepa_lab.families.text import TextConfig, load_task
 from jepa_lab.search import control_rows, fit_ridge
 
@@ -224,6 +224,36 @@ def test_explain(tiny, capsys):
         assert main([*arguments, extra]) == 1
         assert message in capsys.readouterr().err
     assert main(arguments[:3]) == 2 and main([*arguments, "--neighbours", "0"]) == 2
+
+
+def test_explanations_during_the_training(tiny, capsys):
+    """Every second epoch, of a model that learns in between; and the training is the one without them."""
+    recipe = ["--trainer.epochs=4", "--trainer.evaluate_every=1", "--controls=[]"]
+    assert main(routed_command(tiny, *recipe)) == 0
+    plain = torch.load(checkpoint(tiny), weights_only=False)["objective"]
+    load_task_again()
+    explain = ["--monitoring.folder", str(tiny / "m"), "--monitoring.explain_every=2", "--monitoring.explain_pairs=5"]
+    assert main(routed_command(tiny, *recipe, *explain, "--out", str(tiny / "explained"))) == 0
+    watched = torch.load(checkpoint(tiny / "explained"), weights_only=False)["objective"]
+    torch.testing.assert_close(plain, watched, rtol=0, atol=0)
+    paths = sorted((tiny / "m").glob("**/explanations/*"))
+    assert [path.name for path in paths] == ["epoch002.json", "epoch004.json"]
+    early, late = ([Explanation.from_json(json.dumps(one)) for one in json.loads(path.read_text())] for path in paths)
+    task = load_task(TextConfig("squad", {"root": str(tiny), "name": "tiny.json"}, dim=12), 0)
+    asked = list(text.squad_pairs(tiny, "tiny.json").take(task.parts["validation"][:5]).question)
+    assert [one.question for one in early] == [one.question for one in late] == asked
+    assert all(
+        a.distribution != b.distribution and b.steering_influence.kl > 0 for a, b in zip(early, late, strict=True)
+    )
+    capsys.readouterr()
+    for extra, code, message in [
+        (["--trainer.evaluate_every=3"], 1, "must be a multiple of trainer.evaluate_every=3"),
+        (["--monitoring.folder="], 2, "needs monitoring.folder"),
+        (["--monitoring.explain_pairs=0"], 2, "explain_pairs at least 1"),
+        (["--data.split_by=topic", "--steering.keyword=0"], 2, "needs topics that the training knows"),
+    ]:
+        assert main(routed_command(tiny, *recipe, *explain, *extra, "--out", str(tiny / "faults"))) == code
+        assert message in capsys.readouterr().err and not (tiny / "faults" / "jasper_routed.json").exists()
 
 
 @pytest.mark.slow

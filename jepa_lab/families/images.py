@@ -29,6 +29,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def check(config: Namespace) -> None:
     """Raises: ValueError for settings out of range, or that the loader does not know."""
+    if config.monitoring.explain_every:
+        raise ValueError(
+            f"monitoring.explain_every={config.monitoring.explain_every} needs a model of texts; set it to 0"
+        )
     if config.probe_rows < 0:
         raise ValueError(f"probe_rows must not be negative (0 = all rows), got {config.probe_rows}")
     check_settings(config.data.name, images.DATASETS[config.data.name], config.data.settings)

@@ -48,7 +48,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def check(config: Namespace) -> None:
-    """Raises: ValueError for settings that the loader does not know."""
+    """Raises: ValueError for settings that the loader does not know, and for explanations without known topics."""
+    if config.monitoring.explain_every and config.data.split_by != "pair":
+        raise ValueError("monitoring.explain_every needs topics that the training knows: data.split_by=pair, or 0")
     check_settings(config.data.name, DATASETS[config.data.name], config.data.settings or {})
 
 
