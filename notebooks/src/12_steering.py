@@ -1181,3 +1181,5 @@ assert time.process_time() < 90
 # {cite}`bardes2022vicreg`; curricula {cite}`bengio2009curriculum`; the joint-embedding predictor {cite}`lecun2022path`. We
 # differ from dense passage retrieval in what is trained: there both encoders, here only the way from a question and a hint to
 # the place of its source.
+#
+# **Next**: [Routing](13_routing) lets the model itself say which topic a question belongs to, and asks when to believe it.
