@@ -472,8 +472,9 @@ assert nce["no supervision"] < nce["supervised"] - 0.01
 #   ours. Usage is not meaning.
 # - **Supervised**: usage *and* meaning.
 # - **Recall** cannot tell the four apart. The residual repairs whatever the router does.
-# - **The losses of the prediction** cannot either. The prediction loss of the collapsed run is that of the supervised one, and
-#   its InfoNCE is even *lower*. Who watches them, or the search results, will never know that the explanation is nonsense.
+# - **The losses of the prediction** do not warn of the collapse. The prediction loss of the collapsed run is that of the
+#   supervised one, and its InfoNCE is even *lower*. (Both are somewhat higher in the two entropy runs, whose anchors mean
+#   nothing and vary all the same.) Who watches them, or the search results, takes the collapsed model for the better one.
 #
 # What would have refuted this? A recall that falls with the collapse, or entropy runs with an accuracy far from zero.
 #
@@ -629,7 +630,7 @@ assert router_right.min() - 0.02 < live < router_right.max() + 0.02
 
 # %% [markdown]
 # - **The router knows as much as a logistic regression**, within the margin that was asked for. The nearest centroid is far
-#   behind. What is missing to a hundred, the logistic regression does not find either.
+#   behind. What the question does not say, neither of them finds.
 # - **Cross-entropy alone does as well as all four losses.** The others may stay for what they were meant for; nothing here needs
 #   them.
 # - **Disentanglement alone** does not prevent the collapse. **Residual alone**, at ten times its weight, half-prevents it: a
@@ -1092,7 +1093,7 @@ assert lost["no hint"] > 0.005 and abs(lost["the right hint"]) < 0.02
 # ## Scale up
 #
 # The tables come from the first three commands. The last explains what the model of a checkpoint predicts for a question that
-# you type; without `--topic` it is not steered, and with `--json` or `--plot` the page becomes a file.
+# you type; without `--topic` it is not steered, `--json` prints it as data, and `--plot why.png` draws it.
 #
 # ```bash
 # python -m jepa_lab train --config jepa_lab/configs/jasper_routed.yaml
