@@ -455,9 +455,9 @@ keys = ("entropy", "prediction", "contrastive")
 late = {key: {name: row[key][-1] for name, row in rows.items()} for key in keys}
 assert late["entropy"]["batch entropy"] > 4.2 > 2.5 > late["entropy"]["entropy"]
 # Five splits, collapsed - supervised: prediction 0.001 to 0.002, InfoNCE -0.034 to -0.027
-loss, nce = late["prediction"], late["contrastive"]
+loss, info = late["prediction"], late["contrastive"]
 assert abs(loss["no supervision"] - loss["supervised"]) < 0.01
-assert nce["no supervision"] < nce["supervised"] - 0.01
+assert info["no supervision"] < info["supervised"] - 0.01
 
 # %% [markdown]
 # What the figure says, line by line.
