@@ -549,16 +549,19 @@ for name, loss in each.items():
 #
 # ## Results
 #
-# Five splits, each with its own encoder, centroids and models. First the controls for "which topic is it?", which see the
-# question alone: the most frequent topic of the training, the nearest centroid, and a logistic regression on the same vectors,
-# which is *supervised* like our router and has nothing else to do. Then the runs, the supervised one as *all four losses*, and
-# some more. `right` is the accuracy of the routing of the
-# question alone, `used` the number of topics in use, `entropy` the mean of the rows; recall is that of the steered search, as in
-# chapter 12. *Unrouted* is chapter 12's model with this chapter's steering and number of epochs.
+# Five splits, each with its own encoder, centroids and models; two tables.
+#
+# - **Which topic is it?** The question alone. Controls are the most frequent topic of the training, the nearest centroid, and a
+#   logistic regression on the same vectors, which is *supervised* like our router and has nothing else to do. `right` is the
+#   accuracy, `used` the number of topics in use, `entropy` the mean of the rows. The supervised run is called *all four losses*.
+# - **Is the source found?** The steered search, as in chapter 12, among the sources of the test or among all. *Unrouted* is chapter
+#   12's model with this chapter's steering and number of epochs.
 #
 # ECE, the **expected calibration error**, is explained after the table: small is good.
 
 # %%
+from IPython.display import display
+
 from jepa_lab.experiment import load_result
 from jepa_lab.tables import mean_sd
 
@@ -591,17 +594,21 @@ def pick(case, method, names):
     return {short: row[key] for key, short in names.items() if key in row}
 
 
-controls = ["majority topic", "nearest centroid", "logistic regression"]
-table = [{"method": name} | pick(ours, name, said) for name in controls]
-table += [{"method": "unrouted"} | pick("jasper_unrouted", "jasper", searched)]
 cases = ["cross-entropy alone", "no supervision", "batch entropy", "entropy"]
 cases += ["residual alone", "disentanglement alone"]
-for name, case in {"all four losses": ours, **{name: name for name in cases}}.items():
-    found = pick(case, alone_row, said) | pick(case, ours, searched)
-    table.append({"method": name} | found)
+cases = {"all four losses": ours, **{name: name for name in cases}}
+which = ["majority topic", "nearest centroid", "logistic regression"]
+table = [{"method": name} | pick(ours, name, said) for name in which]
+table += [{"method": m} | pick(case, alone_row, said) for m, case in cases.items()]
 look = {"units": {"used": "", "entropy": "nats", "ECE": ""}, "bold": []}
 look["digits"] = {"ECE": 3, "entropy": 2}
-plots.table(table, caption="Test questions. A seed is a split.", **look)
+display(plots.table(table, caption="Topic, question alone. A seed is a split.", **look))
+
+which = ["chance", "cosine", "TF-IDF, steered"]
+table = [{"method": name} | pick(ours, name, searched) for name in which]
+table += [{"method": "unrouted"} | pick("jasper_unrouted", "jasper", searched)]
+table += [{"method": m} | pick(case, ours, searched) for m, case in cases.items()]
+plots.table(table, caption="Search, steered. A seed is a split.", bold=[])
 
 
 # %%
@@ -713,7 +720,7 @@ def draw(towards, steering):
     left.plot(*path[: at + 1].T, "k-o", ms=8, markevery=[at], mec="white", lw=1)
     seen = shares[towards][at, [number[name] for name in bars]]
     right.barh(bars, seen, color=[*tints, *3 * ["#8C8C8C"]])
-    right.set(xlim=(0, 1), ylim=(5.6, -0.6), xlabel="share", title=f"hint x {steering}")
+    right.set(xlim=(0, 1), ylim=(5.6, -0.6), xlabel="share", title=f"{steering} x {towards}")
     return fig
 
 
