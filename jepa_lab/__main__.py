@@ -110,8 +110,8 @@ def explain_command(arguments: list[str]) -> int:
     except ArgumentError as error:
         return _complain(error, 2)
     try:
-        settings, _, prepared, seed = restore(config.checkpoint)
-        told = TextExplainer.of_run(settings, prepared, seed, config.neighbours).explain(config.question, config.topic)
+        settings, _, prepared, _ = restore(config.checkpoint)
+        told = TextExplainer.of_run(settings, prepared, config.neighbours).explain(config.question, config.topic)
         if config.plot:
             use_style()
             told.plot().savefig(config.plot)

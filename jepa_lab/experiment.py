@@ -15,7 +15,6 @@ from jsonargparse import ArgumentError, Namespace
 from jepa_lab import __version__, checkpoints
 from jepa_lab.config import build, family, make_parser, repetition, reread, stored
 from jepa_lab.distributed import rank
-from jepa_lab.explain_text import explain_validation
 from jepa_lab.families.base import Prepared
 from jepa_lab.files import write_atomic
 from jepa_lab.objectives.base import Objective
@@ -122,11 +121,10 @@ def run_seed(config: Namespace, seed: int, named: dict[str, Any] | None = None) 
     parts, place = build(config), _place(config, named)
     prepared = family(config).prepare(config, parts, seed)
     monitoring, folder = parts.monitoring, Path(parts.monitoring.folder) / config.name / place
-    monitoring.check(prepared.trainer.evaluate_every)
 
     def evaluate(objective: Objective) -> dict[str, float]:
         if monitoring.explain_every and trainer.epoch % monitoring.explain_every == 0:
-            told = explain_validation(config, prepared, monitoring.explain_pairs)
+            told = family(config).explain(config, prepared, objective, monitoring.explain_pairs)
             monitoring.write_explanations(told, folder, trainer.epoch)
         return prepared.evaluate(objective)
 
@@ -139,9 +137,10 @@ def run_seed(config: Namespace, seed: int, named: dict[str, Any] | None = None) 
         checkpoints=None if config.checkpoints == "none" else checkpoint_root(config) / place,
         settings=_settings(config, named, prepared.texts),
     )
+    start = _start(config, trainer)
     if monitoring.folder and rank() == 0:
-        monitoring.ready(folder)
-    if start := _start(config, trainer):
+        monitoring.ready(folder, fresh=start is None)
+    if start:
         trainer.load_checkpoint(start)
     trainer.fit()
     rows = family(config).measure(config, parts, prepared, seed)

@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from jepa_lab.data.steering import SteeringConfig
-from jepa_lab.data.text import Pairs, fit_encoder, split
+from jepa_lab.data.text import Pairs, fit_encoder
 from jepa_lab.data.text_encoders import TextEncoder
 from jepa_lab.explain import Explainer
 from jepa_lab.explanation import Explanation
@@ -34,14 +34,14 @@ class TextExplainer:
     steering: dict[str, Tensor]
 
     @classmethod
-    def of_run(cls, config: Namespace, prepared: Prepared, seed: int, neighbours: int = 3) -> "TextExplainer":
+    def of_run(cls, config: Namespace, prepared: Prepared, neighbours: int = 3) -> "TextExplainer":
         """Of a run that `experiment.restore` made anew.
 
         Raises: ValueError for a model of anything else than texts, or of topics that the training did not have.
         """
         check_explainable(config, prepared.objective)
         pairs, task = load_pairs(config.data), prepared.data
-        train = split(pairs, seed)["train"]
+        train = task.parts["train"]
         explainer = _explainer(config, prepared.objective, pairs, task, neighbours)
         steering = dict(zip(pairs.topics, task.centroids, strict=True))
         return cls(explainer, fit_encoder(pairs, train, config.data.encoder, config.data.dim), steering)
@@ -68,16 +68,16 @@ def check_explainable(config: Namespace, objective: Objective) -> None:
         raise ValueError("explain needs a model that knows its topics: data.split_by=pair")
 
 
-def explain_validation(config: Namespace, prepared: Prepared, count: int) -> list[Explanation]:
+def explain_validation(config: Namespace, task: SearchTask, objective: Objective, count: int) -> list[Explanation]:
     """Explain the first `count` validation questions, steered to their topics, in the middle of a training: a copy of
     the model is asked, and the training does not notice.
 
     Raises: ValueError as `check_explainable`.
     """
-    check_explainable(config, prepared.objective)
-    pairs, task = load_pairs(config.data), prepared.data
+    check_explainable(config, objective)
+    pairs = load_pairs(config.data)
     rows = task.parts["validation"][:count]
-    explainer = _explainer(config, copy.deepcopy(prepared.objective), pairs, task)
+    explainer = _explainer(config, copy.deepcopy(objective), pairs, task)
     return explainer.explain_batch(task.question[rows], task.own_centroid[rows], pairs.take(rows).question)
 
 

@@ -39,14 +39,6 @@ class MonitoringConfig:
         if self.explain_every and not self.folder:
             raise ValueError("monitoring.explain_every needs monitoring.folder: the folder that it writes to")
 
-    def check(self, evaluate_every: int) -> None:
-        """Raises: ValueError unless the epochs that are explained are epochs that are evaluated."""
-        if self.explain_every and (evaluate_every == 0 or self.explain_every % evaluate_every):
-            raise ValueError(
-                f"monitoring.explain_every={self.explain_every} must be a multiple of trainer.evaluate_every="
-                f"{evaluate_every}, which must not be 0: explanations are written where the model is evaluated"
-            )
-
     def write_explanations(self, explanations: Sequence[Explanation], folder: Path, epoch: int) -> Path:
         """Write those of an epoch; returns the path."""
         place = folder / "explanations"
@@ -54,8 +46,9 @@ class MonitoringConfig:
         content = json.dumps([asdict(one) for one in explanations], indent=1, allow_nan=False) + "\n"
         return write_atomic(place / f"epoch{epoch:03d}.json", content.encode())
 
-    def ready(self, folder: Path) -> None:
-        """Make the folder and see whether it can be written: better now than after the training.
+    def ready(self, folder: Path, fresh: bool) -> None:
+        """Make the folder and see whether it can be written: better now than after the training. A `fresh` run, one
+        that does not go on with another, removes the explanations of the run that was there before.
 
         Raises: OSError naming the path.
         """
@@ -63,6 +56,8 @@ class MonitoringConfig:
         trial = folder / "trial.part"
         trial.write_bytes(b"")
         trial.unlink()
+        for old in (folder / "explanations").glob("epoch*.json") if fresh else ():
+            old.unlink()
 
     def export(self, trainer: Trainer, folder: Path) -> list[Path]:
         """Write the files of a trainer that has run; returns their paths."""

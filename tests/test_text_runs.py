@@ -245,9 +245,13 @@ def test_explanations_during_the_training(tiny, capsys):
     assert all(
         a.distribution != b.distribution and b.steering_influence.kl > 0 for a, b in zip(early, late, strict=True)
     )
+    again = [*explain[:2], "--monitoring.explain_every=3", "--out", str(tiny / "explained")]
+    assert main(routed_command(tiny, *recipe, *again)) == 0  # another run in the same folder leaves nothing of the old
+    assert [path.name for path in sorted((tiny / "m").glob("**/explanations/*"))] == ["epoch003.json"]
     capsys.readouterr()
     for extra, code, message in [
-        (["--trainer.evaluate_every=3"], 1, "must be a multiple of trainer.evaluate_every=3"),
+        (["--trainer.evaluate_every=3"], 2, "must be a multiple of trainer.evaluate_every=3"),
+        (["--monitoring.explain_every=5"], 2, "at most trainer.epochs=4"),
         (["--monitoring.folder="], 2, "needs monitoring.folder"),
         (["--monitoring.explain_pairs=0"], 2, "explain_pairs at least 1"),
         (["--data.split_by=topic", "--steering.keyword=0"], 2, "needs topics that the training knows"),

@@ -17,9 +17,11 @@ from torch import Tensor
 from jepa_lab.data import text
 from jepa_lab.data.steering import SteeringConfig, SteeringDataset, keyword_vectors
 from jepa_lab.data.text_encoders import ENCODERS
+from jepa_lab.explanation import Explanation
 from jepa_lab.families.base import Prepared, check_settings
 from jepa_lab.monitor import TrainingMonitor
 from jepa_lab.objectives import RoutedJasper, build_objective
+from jepa_lab.objectives.base import Objective
 from jepa_lab.routing_rows import routing_rows, topic_control_rows
 from jepa_lab.search import SearchTask, control_rows, model_rows
 from jepa_lab.training import Trainer, seed_all
@@ -48,10 +50,26 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def check(config: Namespace) -> None:
-    """Raises: ValueError for settings that the loader does not know, and for explanations without known topics."""
-    if config.monitoring.explain_every and config.data.split_by != "pair":
-        raise ValueError("monitoring.explain_every needs topics that the training knows: data.split_by=pair, or 0")
+    """Raises: ValueError for settings that the loader does not know, and for explanations that cannot be made."""
+    _check_explanations(config)
     check_settings(config.data.name, DATASETS[config.data.name], config.data.settings or {})
+
+
+def _check_explanations(config: Namespace) -> None:
+    every, evaluate_every, epochs = (
+        config.monitoring.explain_every,
+        config.trainer.evaluate_every,
+        config.trainer.epochs,
+    )
+    if not every:
+        return
+    if config.data.split_by != "pair":
+        raise ValueError("monitoring.explain_every needs topics that the training knows: data.split_by=pair, or 0")
+    if every > epochs or evaluate_every == 0 or every % evaluate_every:
+        raise ValueError(
+            f"monitoring.explain_every={every} must be a multiple of trainer.evaluate_every={evaluate_every} (not 0), "
+            f"and at most trainer.epochs={epochs}: explanations are written where the model is evaluated"
+        )
 
 
 def prepare(config: Namespace, parts: Namespace, seed: int) -> Prepared:
@@ -76,6 +94,13 @@ def measure(config: Namespace, parts: Namespace, prepared: Prepared, seed: int) 
     return rows
 
 
+def explain(config: Namespace, prepared: Prepared, objective: Objective, count: int) -> list[Explanation]:
+    """Explain the first `count` validation questions with the model as it is."""
+    from jepa_lab.explain_text import explain_validation  # which needs this module
+
+    return explain_validation(config, prepared.data, objective, count)
+
+
 def curves(before: dict[str, float], trainer: Trainer) -> dict[str, list[int | float | None]]:
     """The means of all training metrics and the validation metrics, by epoch, to five digits; `before` in epoch 0."""
     monitor = TrainingMonitor.from_trainer(trainer)
@@ -89,7 +114,7 @@ def _digits(value: int | float | None) -> int | float | None:
 
 def load_pairs(data: TextConfig | Namespace) -> text.Pairs:
     """The texts themselves."""
-    return DATASETS[data.name](**(data.settings or {}))
+    return _load_pairs(data.name, json.dumps(data.settings or {}))
 
 
 def load_task(data: TextConfig, seed: int) -> SearchTask:
@@ -98,7 +123,7 @@ def load_task(data: TextConfig, seed: int) -> SearchTask:
 
 
 def _texts(config: Namespace) -> str:
-    return _load_pairs(config.data.name, json.dumps(config.data.settings or {})).hash
+    return load_pairs(config.data).hash
 
 
 @lru_cache(maxsize=1)

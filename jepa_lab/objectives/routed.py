@@ -164,8 +164,8 @@ class RoutedJasper(Jasper):
     @torch.no_grad()
     def evaluate(self, data: dict[str, Tensor]) -> dict[str, float]:
         """As Jasper; with `topic` also how the question *alone* is routed, with zero steering: `routing_accuracy`,
-        `ece` (the calibration error of its confidence), `subspaces_used`. A steering vector is the topic: with it the
-        accuracy says nothing."""
+        `ece` (the calibration error of its confidence), `subspaces_used`, `entropy` (the mean over rows) and
+        `batch_entropy` in nats. A steering vector is the topic: with it the accuracy says nothing."""
         found = super().evaluate(data)
         if "topic" in data:
             question = data["question"].to(self.centroids.device)
@@ -174,8 +174,10 @@ class RoutedJasper(Jasper):
                 data["topic"].to(question.device),
             )
             found["routing_accuracy"] = float((logits.argmax(1) == topic).double().mean())
-            found["ece"] = expected_calibration_error(logits.softmax(1), topic)
+            p = logits.softmax(1)
+            found["ece"] = expected_calibration_error(p, topic)
             found["subspaces_used"] = float(subspaces_used(logits))
+            found["entropy"], found["batch_entropy"] = float(entropy(p).mean()), float(entropy(p.mean(0)))
         return found
 
 
