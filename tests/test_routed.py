@@ -183,6 +183,9 @@ def test_evaluation_routes_by_the_question_alone():
     assert found["routing_accuracy"] == pytest.approx((logits.argmax(1) == data.topic).double().mean().item())
     assert found["ece"] == pytest.approx(expected_calibration_error(logits.softmax(1), data.topic))
     assert found["subspaces_used"] == pytest.approx(subspaces_used(logits).item())
+    p = logits.softmax(1)
+    assert found["entropy"] == pytest.approx(-(p * p.log()).sum(1).mean().item(), rel=1e-4)
+    assert found["batch_entropy"] == pytest.approx(-(p.mean(0) * p.mean(0).log()).sum().item(), rel=1e-4)
     steered = objective.decompose(data.question, data.own_centroid).logits
     assert (steered - logits).abs().max() > 1e-2
 
