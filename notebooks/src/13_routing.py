@@ -507,7 +507,7 @@ package = torch.tensor([heads.index(head) for head in heads])
 chosen = alone_parts["supervised"].logits.argmax(1)[wrong]
 inside = (package[chosen] == package[topic[test][wrong]]).float().mean().item()
 random = (package[topic[test][wrong], None] == package).float().mean().item()
-print(f"{inside:.0%} of the supervised router's errors stay within the package", end="; ")
+print(f"{inside:.0%} of the supervised errors stay within the package", end="; ")
 print(f"of topics chosen at random {random:.0%}")
 assert inside > random + 0.15  # splits 0 to 2: 44 to 49 % and 15 %
 axes = {"xlabel": "sent to topic number", "ylabel": "right topic"}
@@ -743,7 +743,8 @@ def draw(towards, steering):
     left.plot(*path[: at + 1].T, "k-o", ms=8, markevery=[at], mec="white", lw=1)
     seen = shares[towards][at, [number[name] for name in bars]]
     right.barh(bars, seen, color=[*tints, *3 * ["#8C8C8C"]])
-    right.set(xlim=(0, 1), ylim=(5.6, -0.6), xlabel="share", title=f"{steering} x {towards}")
+    right.set(xlim=(0, 1), ylim=(5.6, -0.6), xlabel="share")
+    right.set_title(f"{steering} x {towards}")
     return fig
 
 
@@ -831,7 +832,7 @@ after.plot()
 
 # %% tags=["nbval-ignore-output"]
 hermite, rank = explain("scipy.special", "hermitenorm", steered=False)
-print(page(hermite), f"\nthe right source is at rank {rank}; its topic is scipy.special")
+print(page(hermite), f"\nthe right source is at rank {rank}; topic scipy.special")
 taught = [t for t, q in zip(known.topic, known.question, strict=True) if "Hermite" in q]
 print("training questions with Hermite:", {t: taught.count(t) for t in set(taught)})
 # split 0, seeds 0 to 2: confidence 0.90 to 0.97, rank 18 to 23, percentile 36 to 51
@@ -1009,11 +1010,12 @@ guess = [torch.from_numpy(fit.predict(x)) for fit in fits]
 held = task.parts["validation"]
 best = max(guess, key=lambda one: spearman(one[held], gap[held]))[test]
 wide = [gap[train_rows][topic[train_rows] == i].mean() for i in range(len(number))]
-print(f"a regression of the true distance: rank correlation {spearman(best, far):.2f}")
-print(f"the mean distance of the topic: {spearman(torch.stack(wide)[topic[test]], far):.2f}")
+by_topic = torch.stack(wide)[topic[test]]
+print(f"regression of the true distance: rank correlation {spearman(best, far):.2f}")
+print(f"mean distance of the topic: rank correlation {spearman(by_topic, far):.2f}")
 true = (gap[train_rows] < gap[row_of["scipy.special", "hermitenorm"]]).float().mean()
 said = hermite.atypicality_percentile
-print(f"hermitenorm: distance above {true:.0%} of the training, atypicality {said:.0f} %")
+print(f"hermitenorm: distance above {true:.0%} of training, atypicality {said:.0f} %")
 # splits 0 to 2: 0.57 to 0.58, 0.69 to 0.70, 0.69 to 0.72
 assert area[doc, "atypicality"] + 0.05 < area[doc, "max similarity"]
 assert area[doc, "atypicality"] + 0.05 < area[doc, "true distance"]
