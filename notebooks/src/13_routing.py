@@ -462,9 +462,9 @@ print("training batches of the last epoch:")
 for name in settings:
     print(f"{name:14}", *(f"{key} loss {late[key][name]:.3f}" for key in JASPER))
 # Five splits, collapsed - supervised: prediction 0.001 to 0.002, InfoNCE -0.034 to -0.027
-loss, nce = late["prediction"], late["contrastive"]
+loss, info = late["prediction"], late["contrastive"]
 assert abs(loss["no supervision"] - loss["supervised"]) < 0.01
-assert nce["no supervision"] < nce["supervised"] - 0.01
+assert info["no supervision"] < info["supervised"] - 0.01
 
 # %% [markdown]
 # What the figure says, line by line.
@@ -999,9 +999,6 @@ fig.axes[0].set_ylabel("risk: share of failures")
 fig
 
 # %% tags=["nbval-ignore-output"]
-area = {key: auroc(*pair) for key, pair in tests.items()}
-for (title, name), a in area.items():
-    print(f"{title:33} {name:15} AUROC {a:.2f}")
 from sklearn.linear_model import Ridge
 
 x = torch.cat([question, task.own_centroid], dim=1).numpy()
@@ -1013,6 +1010,9 @@ wide = [gap[train_rows][topic[train_rows] == i].mean() for i in range(len(number
 by_topic = torch.stack(wide)[topic[test]]
 print(f"regression of the true distance: rank correlation {spearman(best, far):.2f}")
 print(f"mean distance of the topic: rank correlation {spearman(by_topic, far):.2f}")
+area = {key: auroc(*pair) for key, pair in tests.items()}
+for (title, name), a in area.items():
+    print(f"{title:33} {name:15} AUROC {a:.2f}")
 true = (gap[train_rows] < gap[row_of["scipy.special", "hermitenorm"]]).float().mean()
 said = hermite.atypicality_percentile
 print(f"hermitenorm: distance above {true:.0%} of training, atypicality {said:.0f} %")
@@ -1021,7 +1021,8 @@ assert area[doc, "atypicality"] + 0.05 < area[doc, "max similarity"]
 assert area[doc, "atypicality"] + 0.05 < area[doc, "true distance"]
 # seeds 0 to 2: 0.972 to 0.977, 0.930 to 0.933
 assert area[made, "atypicality"] > 0.94 and area[made, "max similarity"] < 0.95
-assert spearman(best, far) < 0.75 and true > 0.7
+# splits 0 to 4: 0.50 to 0.56, 0.56 to 0.64
+assert true > 0.7 and spearman(by_topic, far) < spearman(best, far) < 0.75
 
 # %% [markdown]
 # So the idea is right, and the model does not know. On docstrings the *true* distance of the source from its anchor tells
