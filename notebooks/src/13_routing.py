@@ -736,15 +736,14 @@ bars = [*three, *[pairs.topics[i] for i in likely if pairs.topics[i] not in thre
 
 
 def draw(towards, steering):
-    at = strengths.index(steering)
+    at, path = strengths.index(steering), (ways[towards].coarse - middle) @ plane
     fig, [[left, right]] = style.figure(1, 2, height=2.7)
     draw_cells(left, 1e-4)
-    path = (ways[towards].coarse - middle) @ plane
     left.plot(*path[: at + 1].T, "k-o", ms=8, markevery=[at], mec="white", lw=1)
     seen = shares[towards][at, [number[name] for name in bars]]
     right.barh(bars, seen, color=[*tints, *3 * ["#8C8C8C"]])
-    right.set(xlim=(0, 1), ylim=(5.6, -0.6), xlabel="share")
-    right.set_title(f"{steering} x {towards}")
+    name = f"{steering} x {towards}"
+    right.set(xlim=(0, 1), ylim=(5.6, -0.6), xlabel="share", title=name)
     return fig
 
 
