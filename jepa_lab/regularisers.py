@@ -13,7 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jepa_lab.fused import Implementation, use_fused, vicreg_terms
+
 CovNorm = Literal["paper", "mean"]
+# Values B D of a view from which implementation="auto" takes the fused VICReg: above the sizes of the stored results.
+_FUSED_FROM = 2**17
 
 
 def variance_term(z: Float[Tensor, "B D"], target_std: float = 1.0, eps: float = 1e-4) -> Float[Tensor, ""]:
@@ -66,6 +70,7 @@ def vicreg(
     variance: float = 25.0,
     covariance: float = 1.0,
     cov_norm: CovNorm = "paper",
+    implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """VICReg: pull the two views together, hold every feature apart, decorrelate the features.
 
@@ -74,13 +79,23 @@ def vicreg(
     The mean of the first term runs over rows and features; the variance terms of the views are averaged, the covariance
     terms added, as in the authors' code.
 
+    Args:
+        implementation: "dense" is the code below; "fused" gives the same value and gradient in fewer steps, but no
+            second derivative; "auto" takes "fused" for large batches on the CPU.
     Shapes: z1, z2 [B, D], not normalised; returns the scalar loss and the three detached unweighted terms,
         `invariance`, `variance`, `covariance`.
-    Raises: ValueError on different shapes, fewer than 2 rows or an unknown `cov_norm`.
+    Raises: ValueError on different shapes, fewer than 2 rows, an unknown `cov_norm` or `implementation`.
     Paper: Bardes et al. 2022 (VICReg), equation 6. Book: chapter 07.
     """
     check_views(z1, z2)
+    if cov_norm not in ("paper", "mean"):
+        raise ValueError(f"cov_norm must be 'paper' or 'mean', got {cov_norm!r}")
     z1, z2 = _rows(z1), _rows(z2)
+    if use_fused(implementation, z1, z1.numel(), _FUSED_FROM):
+        dim = z1.shape[1]
+        divisor = dim if cov_norm == "paper" else max(dim * (dim - 1), 1)
+        loss, values = vicreg_terms(z1, z2, (invariance, variance, covariance), divisor)
+        return loss, dict(zip(("invariance", "variance", "covariance"), values, strict=True))
     terms = {
         "invariance": (z1 - z2).square().mean(),
         "variance": (variance_term(z1) + variance_term(z2)) / 2,

@@ -10,6 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from jepa_lab.fused import Implementation, epps_pulley_of_slices, use_fused
+
+# Values B S of all slices of a view from which implementation="auto" takes the fused form: above the sizes of the
+# stored results.
+_FUSED_FROM = 2**17
+
 
 def sigreg(
     z: Float[Tensor, "*V B D"],
@@ -17,6 +23,7 @@ def sigreg(
     n_knots: int = 17,
     t_max: float = 3.0,
     generator: torch.Generator | None = None,
+    implementation: Implementation = "auto",
 ) -> Float[Tensor, ""]:
     """Sketched isotropic Gaussian regularisation: the Epps-Pulley statistic of random one-dimensional slices.
 
@@ -32,14 +39,24 @@ def sigreg(
 
     Args:
         generator: draws the directions, on its own device; None uses torch's default one.
+        implementation: "dense" is `epps_pulley`, which holds all angles at once; "fused" gives the same value and
+            gradient a block of slices at a time, but no second derivative; "auto" takes "fused" for many values on the
+            CPU.
     Shapes: z [B, D], or [V, B, D] -> scalar.
-    Raises: ValueError on another number of axes, fewer than 2 rows, or sizes that make no sense.
+    Raises: ValueError on another number of axes, fewer than 2 rows, sizes that make no sense, or an unknown
+        `implementation`.
     Paper: Balestriero and LeCun 2025 (LeJEPA), section 4. Book: chapter 07.
     """
     if z.ndim not in (2, 3) or z.shape[-2] < 2:
         raise ValueError(f"z must be [B, D] or [V, B, D] with at least 2 rows, got shape {tuple(z.shape)}")
     z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-    y = z @ random_directions(z.shape[-1], n_slices, z, generator)  # [*V, B, S]
+    directions = random_directions(z.shape[-1], n_slices, z, generator)
+    if use_fused(implementation, z, z.shape[-2] * n_slices, _FUSED_FROM):
+        _, weights = quadrature(n_knots, t_max, z)
+        views = z[None] if z.ndim == 2 else z
+        step = t_max / (n_knots - 1)
+        return torch.stack([epps_pulley_of_slices(view, directions, step, weights) for view in views]).mean()
+    y = z @ directions  # [*V, B, S]
     return epps_pulley(y, n_knots, t_max).mean()
 
 
@@ -84,6 +101,7 @@ def lejepa(
     lam: float = 0.05,
     n_slices: int = 256,
     generator: torch.Generator | None = None,
+    implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """LeJEPA: all views of a sample at one point, all samples together a Gaussian.
 
@@ -101,6 +119,6 @@ def lejepa(
         raise ValueError(f"lam must lie in [0, 1], got {lam}")
     z = z_views.float() if z_views.dtype in (torch.float16, torch.bfloat16) else z_views
     invariance = (z - z.mean(0)).square().mean()
-    gaussian = sigreg(z, n_slices, generator=generator)
+    gaussian = sigreg(z, n_slices, generator=generator, implementation=implementation)
     loss = (1 - lam) * invariance + lam * gaussian
     return loss, {"invariance": invariance.detach(), "sigreg": gaussian.detach()}

@@ -12,6 +12,22 @@ CASES = {
     "temperature": ("losses.nt_xent(torch.ones(4, 2), torch.ones(4, 2), 0.0)", "temperature must be a positive number"),
     "one-row batch": ("losses.nt_xent(torch.ones(1, 2), torch.ones(1, 2))", "at least 2 rows"),
     "nt_xent shapes": ("losses.nt_xent(torch.ones(4, 2), torch.ones(3, 2))", "(4, 2) and (3, 2)"),
+    "nt_xent implementation": (
+        "losses.nt_xent(torch.ones(4, 2), torch.ones(4, 2), implementation='fast')",
+        "implementation must be 'auto', 'dense' or 'fused', got 'fast'; leave it out for 'auto'",
+    ),
+    "info_nce implementation": (
+        "losses.info_nce(torch.ones(4, 2), torch.ones(4, 2), implementation='fast')",
+        "implementation must be 'auto', 'dense' or 'fused', got 'fast'",
+    ),
+    "vicreg implementation": (
+        "losses.vicreg(torch.ones(4, 2), torch.ones(4, 2), implementation='fast')",
+        "implementation must be 'auto', 'dense' or 'fused', got 'fast'",
+    ),
+    "sigreg implementation": (
+        "losses.sigreg(torch.ones(4, 2), implementation='fast')",
+        "implementation must be 'auto', 'dense' or 'fused', got 'fast'",
+    ),
     "prediction shapes": ("losses.prediction_loss(torch.ones(2, 3), torch.ones(3, 3))", "(2, 3) and (3, 3)"),
     "prediction kind": ("losses.prediction_loss(torch.ones(2, 3), torch.ones(2, 3), kind='l7')", "got 'l7'"),
     "target norm": ("losses.normalize_targets(torch.ones(2, 3), 'group')", "got 'group'"),
