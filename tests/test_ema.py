@@ -155,3 +155,22 @@ def test_schedules():
     for bad in (lambda: constant(1.1), lambda: linear(-0.1), lambda: cosine(0.9, 2.0), lambda: from_half_life(0)):
         with pytest.raises(ValueError, match=r"tau|steps"):
             bad()
+
+
+def test_the_online_network_may_change_its_weights_but_not_their_number():
+    """What follows it must see weights that were replaced, move a shared one once, and refuse to follow half of it."""
+    online = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.BatchNorm1d(2))
+    online[1].weight = online[0].weight
+    ema = EMAEncoder(online, 0.5)
+    before = ema.target[0].weight.clone()
+    new = nn.Parameter(before.detach() + 1)
+    online[0].weight = online[1].weight = new
+    ema.update()
+    torch.testing.assert_close(ema.target[0].weight, before + 0.5)
+    online[1].weight = nn.Parameter(new.detach().clone())
+    with pytest.raises(ValueError, match="online must keep its 5 weights, got 6"):
+        ema.update()
+    online[1].weight = new
+    online[2].running_var = None
+    with pytest.raises(ValueError, match="online must keep its 3 buffers, got 2"):
+        ema.update()

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jepa_lab import masking, rectangles
 from jepa_lab.masking import (
     MaskConfig,
     block_mask,
@@ -165,6 +166,34 @@ def test_targets_that_tile_the_grid_leave_one_token_to_see():
     assert mask.context.any(1).all() and (free >= 1).all()
     assert not (mask.context & mask.targets.any(1)).any()
     assert ((mask.targets.sum(2) < 4).any(1)).any()  # it did happen: a target gave up one cell
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 5), (4, 3), (7, 7)])
+def test_the_table_of_rectangles_holds_what_the_comparison_gives(grid, monkeypatch):
+    valid = torch.ones(200, grid[0] * grid[1], dtype=torch.bool)
+    drawn = rectangles.draw_rectangles(200, 3, grid, (0.01, 1.0), (0.2, 5.0), valid, gen())
+    table = drawn.blocks
+    monkeypatch.setattr(rectangles, "TABLE_BYTES", 0)
+    assert (table == drawn.blocks).all()
+    assert (table.sum(2) == drawn.height * drawn.width).all()
+
+
+def test_multiblock_draws_the_tries_that_it_does_not_look_at(monkeypatch):
+    """The first try that leaves enough is taken, and whether others are looked at changes no random number."""
+    valid = torch.ones(500, 16, dtype=torch.bool)
+    how = (valid, (4, 4), 2, (0.2, 0.3), (0.75, 1.5), (0.3, 1.0), 5)
+    lazy, after = gen(), gen()
+    mask = multiblock_mask(*how, lazy)
+    targets = rectangles.draw_rectangles(500, 2, (4, 4), (0.2, 0.3), (0.75, 1.5), valid, after).blocks
+    tries = rectangles.draw_rectangles(500, masking._TRIES, (4, 4), (0.3, 1.0), (1.0, 1.0), valid, after).blocks
+    assert (lazy.get_state() == after.get_state()).all()
+    later = 0
+    for b in range(500):
+        left = [t & ~targets[b].any(0) for t in tries[b]]
+        good = [i for i, t in enumerate(left) if t.sum() >= 5]
+        later += bool(good) and good[0] > 0
+        assert (mask.context[b] == (left[good[0]] if good else ~targets[b].any(0))).all()
+    assert later > 20
 
 
 def test_multiblock_falls_back_when_the_context_block_always_falls_on_the_targets():
