@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jepa_lab.distributed import BatchNorm
+from jepa_lab.tokens import nothing_padded
 
 
 class MLP(nn.Sequential):
@@ -55,7 +56,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "B N D"], attend: Bool[Tensor, "B 1 1 N"]) -> Float[Tensor, "B N D"]:
+    def forward(self, x: Float[Tensor, "B N D"], attend: Bool[Tensor, "B 1 1 N"] | None) -> Float[Tensor, "B N D"]:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
         return self.out(rearrange(x, "b h n d -> b n (h d)"))
@@ -70,7 +71,7 @@ class Block(nn.Module):
         self.attention = Attention(dim, heads)
         self.mlp = MLP(dim, round(dim * mlp_ratio), dim, norm="none")
 
-    def forward(self, x: Float[Tensor, "B N D"], attend: Bool[Tensor, "B 1 1 N"]) -> Float[Tensor, "B N D"]:
+    def forward(self, x: Float[Tensor, "B N D"], attend: Bool[Tensor, "B 1 1 N"] | None) -> Float[Tensor, "B N D"]:
         x = x + self.attention(self.norm1(x), attend)
         return x + self.mlp(self.norm2(x))
 
@@ -90,10 +91,11 @@ class Transformer(nn.Module):
     def forward(self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
         # A row of padding alone would attend to nothing, which is 0/0 and NaN in some versions of torch; let it attend
         # to itself, it is zeroed below.
-        attend = (valid | ~valid.any(1, keepdim=True))[:, None, None, :]
+        whole = nothing_padded(valid)
+        attend = None if whole else (valid | ~valid.any(1, keepdim=True))[:, None, None, :]
         for block in self.blocks:
             x = block(x, attend)
-        return self.norm(x).masked_fill(~valid[..., None], 0.0)
+        return self.norm(x) if whole else self.norm(x).masked_fill(~valid[..., None], 0.0)
 
 
 # ---------------------------------------------------------------------------------------------- position codes
@@ -253,5 +255,5 @@ def image_encoder(image: Float[Tensor, "B C H W"], config: EncoderConfig | None 
 
 def masked_mean(h: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"]) -> Float[Tensor, "B D"]:
     """Mean over the real tokens of a row; NaN for a row that has none (a zero vector would pass as an embedding)."""
-    total = h.masked_fill(~valid[..., None], 0.0).sum(1)
+    total = (h if nothing_padded(valid) else h.masked_fill(~valid[..., None], 0.0)).sum(1)
     return total / valid.sum(1, keepdim=True).to(h.dtype)

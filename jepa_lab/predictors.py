@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jepa_lab.calibration import percentile_of, quantiles_of
 from jepa_lab.nets import MLP, Transformer
 from jepa_lab.routing import SubspaceRouter
+from jepa_lab.tokens import nothing_padded
 
 
 class MaskedTokenPredictor(nn.Module):
@@ -53,7 +54,9 @@ class MaskedTokenPredictor(nn.Module):
         x = torch.cat([repeat(seen, "b k w -> (b m) k w", m=m), asked], dim=1)
         asked_valid = rearrange(target_valid, "b m l -> (b m) l")
         valid = torch.cat([repeat(context_valid, "b k -> (b m) k", m=m), asked_valid], dim=1)
-        answer = self.back(self.transformer(x, valid)[:, k:]).masked_fill(~asked_valid[..., None], 0.0)
+        answer = self.back(self.transformer(x, valid)[:, k:])
+        if not nothing_padded(asked_valid):
+            answer = answer.masked_fill(~asked_valid[..., None], 0.0)
         return rearrange(answer, "(b m) l d -> b m l d", m=m)
 
 
