@@ -37,6 +37,7 @@ def blocks(request, monkeypatch):
         monkeypatch.setattr(slices, "VALUES", 40)
     if request.param == "nothing kept":
         monkeypatch.setattr(pairs, "KEPT", 0)
+        monkeypatch.setattr(panels, "KEPT", 0)
 
 
 def both(loss, *inputs, **how):
@@ -208,6 +209,7 @@ def test_auto_is_dense_for_small_batches_and_on_other_devices(monkeypatch):
 )
 def test_memory_grows_with_the_batch_not_its_square(loss, monkeypatch):
     monkeypatch.setattr(pairs, "KEPT", 0)
+    monkeypatch.setattr(panels, "KEPT", 0)
     monkeypatch.setattr(pairs, "BLOCK", 128)
     monkeypatch.setattr(panels, "PANEL", 16)
 

@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 Implementation = Literal["auto", "dense", "fused"]
+# So many values of the matrix are kept for the backward pass rather than computed again (16 MiB in float32): a
+# constant, so that memory does not grow with the square of the batch.
+KEPT = 2**22
+# Up to this |logit| sums of exp, and their reciprocals, stay within float32, whose range ends at exp(88).
+SAFE = 40.0
 
 
 def use_fused(implementation: str, like: Tensor, size: int, threshold: int) -> bool:

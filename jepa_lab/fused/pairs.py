@@ -11,14 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_lab.fused.choice import once
+from jepa_lab.fused.choice import KEPT, SAFE, once
 
-BLOCK = 512
-# So many values of the matrix are kept for the backward pass rather than computed again (16 MiB in float32): a
-# constant, so that memory does not grow with the square of the batch.
-KEPT = 2**22
-# Up to this |logit| sums of exp, and their reciprocals, stay within float32, whose range ends at exp(88).
-SAFE = 40.0
+BLOCK = 384
 
 
 def log_sum_exp_of_pairs(

@@ -1,10 +1,16 @@
-"""The log-sum-exp of a query over its candidates, a panel of rows at a time: InfoNCE with negatives of its own."""
+"""The log-sum-exp of a query over its candidates, a panel of rows at a time: InfoNCE with negatives of its own.
+
+A panel holds whole rows, so that the softmax of a row is its exponentials times one number, which scales the query
+instead of the matrix: the backward pass is matrix products and nothing else, but for panels that were not kept.
+"""
+
+import math
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jepa_lab.fused.choice import once
+from jepa_lab.fused.choice import KEPT, SAFE, once
 
 PANEL = 256
 
@@ -26,60 +32,88 @@ def log_sum_exp_of_candidates(
     return _Candidates.apply(q, p, negatives, temperature, ignore, ignore_negatives)
 
 
-def _logits(rows: slice, q, p, negatives, temperature, ignore, ignore_negatives) -> Tensor:
-    logits = q[rows] @ p.T
+def _panels(n: int) -> list[slice]:
+    return [slice(start, min(start + PANEL, n)) for start in range(0, n, PANEL)]
+
+
+def _logits(rows: slice, scaled, p, negatives, ignore, ignore_negatives) -> Tensor:
+    """Logits to the base 2 of these rows, -inf where a candidate is ignored."""
+    logits = scaled[rows] @ p.T
     if ignore is not None:
         out = ignore[rows].clone()
-        out.diagonal(rows.start).fill_(False)
+        out.diagonal(rows.start).fill_(False)  # a positive is never ignored
         logits.masked_fill_(out, -torch.inf)
     if negatives is not None:
-        own = torch.einsum("bd,bkd->bk", q[rows], negatives[rows])
+        own = torch.einsum("bd,bkd->bk", scaled[rows], negatives[rows])
         if ignore_negatives is not None:
             own.masked_fill_(ignore_negatives[rows], -torch.inf)
         logits = torch.cat([logits, own], dim=1)
-    return logits.div_(temperature)
+    return logits
 
 
 class _Candidates(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, p, negatives, temperature, ignore, ignore_negatives):
         n = len(q)
-        ctx.how = (temperature, ignore, ignore_negatives)
-        total, positive, other = q.new_empty(n), q.new_empty(n), q.new_empty(n)
-        sums, count = [], 0
-        for start in range(0, n, PANEL):
-            rows = slice(start, min(start + PANEL, n))
-            logits = _logits(rows, q, p, negatives, *ctx.how)
-            total[rows] = logits.logsumexp(1)
-            own = logits.diagonal(start)
-            positive[rows] = own * temperature
-            own.fill_(-torch.inf)
-            other[rows] = logits.amax(1) * temperature
-            counted = logits > -torch.inf
-            count = count + counted.sum()
-            sums.append(torch.where(counted, logits, 0.0).sum() * temperature)
-        mean = torch.stack(sums).sum() / count
-        ctx.save_for_backward(q, p, negatives, total)
+        candidates = n + (0 if negatives is None else negatives.shape[1])
+        scaled = q * (math.log2(math.e) / temperature)
+        plain = 1 / temperature <= SAFE
+        keep = any(ctx.needs_input_grad) and n * candidates <= KEPT
+        total, shift, positive, other = q.new_empty(n), q.new_zeros(n), q.new_empty(n), q.new_empty(n)
+        sums, count, kept = q.new_zeros(()), 0, []
+        for rows in _panels(n):
+            logits = _logits(rows, scaled, p, negatives, ignore, ignore_negatives)
+            diagonal = logits.diagonal(rows.start)
+            own = diagonal.clone()
+            positive[rows] = own
+            if ignore is None and ignore_negatives is None:
+                sums += logits.sum() - own.sum()
+                count += len(own) * (candidates - 1)
+            diagonal.fill_(-torch.inf)
+            other[rows] = logits.amax(1)
+            if ignore is not None or ignore_negatives is not None:
+                counted = logits > -torch.inf
+                sums += torch.where(counted, logits, 0.0).sum()
+                count = count + counted.sum()
+            diagonal.copy_(own)
+            if not plain:
+                shift[rows] = torch.maximum(own, other[rows])
+                logits -= shift[rows, None]
+            power = logits.exp2_()
+            total[rows] = power.sum(1)
+            if keep:
+                kept.append(power)
+        ctx.how = (temperature, plain)
+        ctx.save_for_backward(q, p, negatives, ignore, ignore_negatives, total, shift, *kept)
+        to_cosine = temperature * math.log(2)
+        positive, other, mean = positive * to_cosine, other * to_cosine, sums * to_cosine / count
         ctx.mark_non_differentiable(positive, other, mean)
-        return total, positive, other, mean
+        return (total.log2() + shift) * math.log(2), positive, other, mean
 
     @staticmethod
     def backward(ctx, grad, *_):
-        q, p, negatives, total = ctx.saved_tensors
+        q, p, negatives, ignore, ignore_negatives, total, shift, *kept = ctx.saved_tensors
+        temperature, plain = ctx.how
         n = len(q)
         with torch.no_grad():
+            scaled = q * (math.log2(math.e) / temperature)
+            share = (grad / (total * temperature))[:, None]
+            weighted = q * share
             dq, dp = torch.empty_like(q), torch.zeros_like(p)
             dn = None if negatives is None else torch.empty_like(negatives)
-            for start in range(0, n, PANEL):
-                rows = slice(start, min(start + PANEL, n))
-                weight = _logits(rows, q, p, negatives, *ctx.how)
-                weight.sub_(total[rows, None]).exp_().mul_(grad[rows, None] / ctx.how[0])
-                torch.mm(weight[:, :n], p, out=dq[rows])
-                dp.addmm_(weight[:, :n].T, q[rows])
+            for i, rows in enumerate(_panels(n)):
+                if kept:
+                    power = kept[i]
+                else:
+                    power = _logits(rows, scaled, p, negatives, ignore, ignore_negatives)
+                    power = (power if plain else power.sub_(shift[rows, None])).exp2_()
+                torch.mm(power[:, :n], p, out=dq[rows])
+                dp.addmm_(power[:, :n].T, weighted[rows])
                 if dn is not None:
-                    own = weight[:, n:]
+                    own = power[:, n:]
                     dq[rows] += torch.einsum("bk,bkd->bd", own, negatives[rows])
-                    torch.mul(own[..., None], q[rows, None], out=dn[rows])
+                    torch.mul(own[..., None], weighted[rows, None], out=dn[rows])
+            dq *= share
         inputs = [x for x in (q, p, negatives, grad) if x is not None]
         dn = None if dn is None else once(dn, *inputs)
         return once(dq, *inputs), once(dp, *inputs), dn, None, None, None

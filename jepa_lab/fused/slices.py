@@ -33,20 +33,18 @@ class _Slices(torch.autograd.Function):
         knots = step * torch.arange(len(weights), dtype=z.dtype, device=z.device)
         gaussian = torch.exp(-knots.square() / 2)
         size = max(1, min(slices, VALUES // rows))
-        scaled = (directions * step).T.contiguous()
-        turned = z.T
-        grad = torch.zeros_like(z, memory_format=torch.contiguous_format) if need else None
+        angles = (directions * step).T @ z.T  # [S, B], the samples of a slice side by side
         total = z.new_zeros(())
         for start in range(0, slices, size):
-            angle = scaled[start : start + size] @ turned  # [s, B], the samples of a slice side by side
+            angle = angles[start : start + size]
             real, imaginary, twice, sine = _means(angle, len(weights))
             real -= gaussian
             total += (real.square() + imaginary.square()).mv(weights).sum()
             if need:
-                # d/dy of B sum_k w_k |.|^2: the mean's 1/B and the factor B cancel.
+                # d/dy of B sum_k w_k |.|^2: the mean's 1/B and the factor B cancel. It takes the place of the angles.
                 factor = 2 * weights * knots
-                slope = _series(imaginary * factor, real * -factor, twice, sine)
-                grad.addmm_(slope.T, directions.T[start : start + size], alpha=1 / slices)
+                _series(imaginary * factor, real * -factor, twice, sine, out=angle)
+        grad = (angles.T @ directions.T).div_(slices) if need else None
         ctx.save_for_backward(z, *([grad] if need else []))
         return total * (rows / slices)
 
@@ -60,7 +58,7 @@ class _Slices(torch.autograd.Function):
 
 def _means(angle: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Means over the last axis of cos(k a) and sin(k a), [s, n] each; and 2 cos(a) and sin(a), [s, B]."""
-    c, s = angle.cos(), angle.sin_()
+    c, s = angle.cos(), angle.sin()
     twice, sine = c * 2, s.clone()
     real, imaginary = angle.new_ones(len(angle), n), angle.new_zeros(len(angle), n)
     c0, s0 = torch.ones_like(c), torch.zeros_like(s)
@@ -78,8 +76,8 @@ def _means(angle: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return real, imaginary, twice, sine
 
 
-def _series(cosines: Tensor, sines: Tensor, twice: Tensor, sine: Tensor) -> Tensor:
-    """sum_k cosines[:, k] cos(k a) + sines[:, k] sin(k a) for every a, by Clenshaw's recurrence, k from 1."""
+def _series(cosines: Tensor, sines: Tensor, twice: Tensor, sine: Tensor, out: Tensor) -> None:
+    """out = sum_k cosines[:, k] cos(k a) + sines[:, k] sin(k a) for every a, by Clenshaw's recurrence, k from 1."""
     b, b2, d, d2 = (torch.zeros_like(twice) for _ in range(4))
     sign, sign2 = 1, 1  # as above; b_k = cosines_k + 2 cos(a) b_{k+1} - b_{k+2}
     for k in range(cosines.shape[1] - 1, 0, -1):
@@ -89,4 +87,4 @@ def _series(cosines: Tensor, sines: Tensor, twice: Tensor, sine: Tensor) -> Tens
         b, b2, d, d2 = b2, b, d2, d
         sign, sign2 = -sign2, sign
     # b_1 cos(a) - b_2 + d_1 sin(a); k = 0 adds nothing to a derivative
-    return b.mul_(twice).mul_(sign / 2).sub_(b2, alpha=sign2).addcmul_(d, sine, value=sign)
+    torch.mul(b, twice, out=out).mul_(sign / 2).sub_(b2, alpha=sign2).addcmul_(d, sine, value=sign)

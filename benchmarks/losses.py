@@ -1,0 +1,181 @@
+"""Batch losses, forward and backward: lightly's, the readable form, the fused one, and the matrix products alone."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from benchmarks.memory import peak_bytes
+from benchmarks.timing import race, summary, use_threads
+from jepa_lab.fused import pairs
+from jepa_lab.losses import info_nce, nt_xent, sigreg, vicreg
+
+SLICES, TEMPERATURE = 256, 0.1
+HAVE_LIGHTLY = find_spec("lightly") is not None
+
+
+def measure(loss: str, rows: int, dim: int, seconds: float, threads: int = 1, memory: bool = True) -> dict:
+    """One row of the table: the race, and with `memory` the peak bytes of each contestant."""
+    z = torch.randn(2, rows, dim, generator=torch.Generator().manual_seed(rows + dim))
+    z[1] = z[0] + 0.5 * z[1]
+    z1, z2 = (x.clone().requires_grad_() for x in z)
+    calls = LOSSES[loss](z1, z2)
+    with use_threads(threads):
+        check(calls, z1)
+    both = {name: _backward(call, z1, z2) for name, call in calls.items()}
+    times = race(both | {"limit": LIMITS[loss](rows, dim)}, seconds, threads)
+    row = {"loss": loss, "rows": rows, "dim": dim, "threads": threads}
+    row["times"] = {name: summary(spent) for name, spent in times.items()}
+    if memory:
+        row["peak_bytes"] = {name: peak_bytes(call) for name, call in both.items()}
+    return row | {"spent": times}
+
+
+def check(calls: dict[str, Callable[[], Tensor]], z1: Tensor) -> None:
+    """Refuse to compare what is not equal: values and gradients of all contestants that draw nothing at random.
+
+    Raises: ValueError naming the one that differs from the readable form.
+    """
+    found = {}
+    for name, call in calls.items():
+        value = call()
+        found[name] = (value.detach(), torch.autograd.grad(value, z1)[0])
+    value, grad = found["dense"]
+    for name, (other, slope) in found.items():
+        if (other - value).abs() > 1e-4 * value.abs() or (slope - grad).norm() > 1e-3 * grad.norm():
+            raise ValueError(f"{name} gives another value or gradient than dense: they cannot be compared")
+
+
+def _backward(call: Callable[[], Tensor], *leaves: Tensor) -> Callable[[], None]:
+    def both() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        call().backward()
+
+    return both
+
+
+def _nt_xent(z1: Tensor, z2: Tensor) -> dict[str, Callable]:
+    calls = {name: lambda how=name: nt_xent(z1, z2, TEMPERATURE, how)[0] for name in ("dense", "fused")}
+    if HAVE_LIGHTLY:
+        from lightly.loss import NTXentLoss
+
+        theirs = NTXentLoss(TEMPERATURE)
+        calls["lightly"] = lambda: theirs(z1, z2)
+    return calls
+
+
+def _info_nce(z1: Tensor, z2: Tensor) -> dict[str, Callable]:
+    return {
+        name: lambda how=name: info_nce(z1, z2, None, TEMPERATURE, implementation=how)[0] for name in ("dense", "fused")
+    }
+
+
+def _vicreg(z1: Tensor, z2: Tensor) -> dict[str, Callable]:
+    calls = {name: lambda how=name: vicreg(z1, z2, implementation=how)[0] for name in ("dense", "fused")}
+    if HAVE_LIGHTLY:
+        from lightly.loss import VICRegLoss
+
+        theirs = VICRegLoss()
+        calls["lightly"] = lambda: theirs(z1, z2)
+    return calls
+
+
+def _sigreg(z1: Tensor, z2: Tensor) -> dict[str, Callable]:
+    def drawn():
+        return torch.Generator().manual_seed(0)
+
+    calls = {
+        name: lambda how=name: sigreg(z1, SLICES, generator=drawn(), implementation=how) for name in ("dense", "fused")
+    }
+    if HAVE_LIGHTLY:
+        from lightly.loss.lejepa_loss import SIGReg
+
+        theirs = SIGReg(num_vectors=SLICES)
+        directions = sigreg_directions(z1)
+        theirs._generate_unit_vectors = lambda *_: directions  # the same as ours, to compare gradients
+        calls["lightly"] = lambda: theirs(z1)
+    return calls
+
+
+def sigreg_directions(z: Tensor) -> Tensor:
+    from jepa_lab.sigreg import random_directions
+
+    return random_directions(z.shape[1], SLICES, z, torch.Generator().manual_seed(0))
+
+
+LOSSES = {"nt_xent": _nt_xent, "info_nce": _info_nce, "vicreg": _vicreg, "sigreg": _sigreg}
+
+
+# ------------------------------------------------------------------------------- what no implementation can avoid
+
+
+def _pair_products(rows: int, dim: int) -> Callable[[], None]:
+    """The products of the fused form, block by block: half of the similarities (twice, where they are not kept), and
+    all of the gradient."""
+    n = 2 * rows
+    size = min(pairs.BLOCK, n)
+    a, b = torch.randn(n, dim), torch.randn(n, dim)
+    out = torch.empty(size, size)
+    blocks = [(i, j) for i in range(0, n, size) for j in range(i, n, size)]
+    again = 1 if n * n <= pairs.KEPT else 2
+
+    def products() -> None:
+        for i, j in blocks:
+            for _ in range(again):
+                torch.mm(a[i : i + size], a[j : j + size].T, out=out)
+            b[i : i + size].addmm_(out, a[j : j + size], beta=0)
+            if i != j:
+                b[j : j + size].addmm_(out.T, a[i : i + size], beta=0)
+
+    return products
+
+
+def _candidate_products(rows: int, dim: int) -> Callable[[], None]:
+    q, p = torch.randn(rows, dim), torch.randn(rows, dim)
+    size = min(256, rows)
+    out = torch.empty(size, rows)
+
+    def products() -> None:
+        for i in range(0, rows, size):
+            for _ in range(2):
+                torch.mm(q[i : i + size], p.T, out=out)
+            q[i : i + size].addmm_(out, p, beta=0)
+            p.addmm_(out.T, q[i : i + size], beta=0)
+
+    return products
+
+
+def _moment_products(rows: int, dim: int) -> Callable[[], None]:
+    z = torch.randn(rows, dim)
+    small, out = torch.empty(min(rows, dim), min(rows, dim)), torch.empty(rows, dim)
+
+    def products() -> None:
+        for _ in range(2):  # views
+            torch.mm(z, z.T, out=small) if rows < dim else torch.mm(z.T, z, out=small)
+            torch.mm(small, z, out=out) if rows < dim else torch.mm(z, small, out=out)
+
+    return products
+
+
+def _slice_products(rows: int, dim: int) -> Callable[[], None]:
+    """The projection and its transpose, one cosine and one sine."""
+    z, directions = torch.randn(rows, dim), torch.randn(dim, SLICES)
+    y, out, other = torch.empty(rows, SLICES), torch.empty(rows, dim), torch.empty(rows, SLICES)
+
+    def products() -> None:
+        torch.mm(z, directions, out=y)
+        torch.cos(y, out=other)
+        torch.sin(y, out=other)
+        torch.mm(other, directions.T, out=out)
+
+    return products
+
+
+LIMITS = {
+    "nt_xent": _pair_products,
+    "info_nce": _candidate_products,
+    "vicreg": _moment_products,
+    "sigreg": _slice_products,
+}
