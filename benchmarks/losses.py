@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.memory import peak_bytes
 from benchmarks.timing import race, summary, use_threads
-from jepa_lab.fused import pairs
+from jepa_lab.fused import choice, pairs, panels
 from jepa_lab.losses import info_nce, nt_xent, sigreg, vicreg
 
 SLICES, TEMPERATURE = 256, 0.1
@@ -117,32 +117,37 @@ def _pair_products(rows: int, dim: int) -> Callable[[], None]:
     n = 2 * rows
     size = min(pairs.BLOCK, n)
     a, b = torch.randn(n, dim), torch.randn(n, dim)
-    out = torch.empty(size, size)
-    blocks = [(i, j) for i in range(0, n, size) for j in range(i, n, size)]
-    again = 1 if n * n <= pairs.KEPT else 2
+    starts = range(0, n, size)
+    blocks = [(slice(i, i + size), slice(j, j + size)) for i in starts for j in starts if j >= i]
+    again = 1 if n * n <= choice.KEPT else 2
+    flat = torch.empty(size * size)
 
     def products() -> None:
-        for i, j in blocks:
+        for rows, columns in blocks:
+            left, right = a[rows], a[columns]
+            out = flat[: len(left) * len(right)].view(len(left), len(right))
             for _ in range(again):
-                torch.mm(a[i : i + size], a[j : j + size].T, out=out)
-            b[i : i + size].addmm_(out, a[j : j + size], beta=0)
-            if i != j:
-                b[j : j + size].addmm_(out.T, a[i : i + size], beta=0)
+                torch.mm(left, right.T, out=out)
+            b[rows].addmm_(out, right, beta=0)
+            if rows != columns:
+                b[columns].addmm_(out.T, left, beta=0)
 
     return products
 
 
 def _candidate_products(rows: int, dim: int) -> Callable[[], None]:
     q, p = torch.randn(rows, dim), torch.randn(rows, dim)
-    size = min(256, rows)
+    dq, dp = torch.empty(rows, dim), torch.empty(rows, dim)
+    size = min(panels.PANEL, rows)
     out = torch.empty(size, rows)
+    again = 1 if rows * rows <= choice.KEPT else 2
 
     def products() -> None:
         for i in range(0, rows, size):
-            for _ in range(2):
+            for _ in range(again):
                 torch.mm(q[i : i + size], p.T, out=out)
-            q[i : i + size].addmm_(out, p, beta=0)
-            p.addmm_(out.T, q[i : i + size], beta=0)
+            torch.mm(out, p, out=dq[i : i + size])
+            dp.addmm_(out.T, q[i : i + size], beta=0)
 
     return products
 

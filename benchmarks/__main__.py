@@ -1,0 +1,73 @@
+"""`python -m benchmarks`: measure, print and write `results/speed.json`; `--quick` for a look in under a minute."""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks import losses, machine, parts, processes, steps
+from benchmarks.table import goals, loss_lines, report
+from jepa_lab.experiment import git_revision, write_json
+
+GRID = [(rows, dim) for dim in (128, 512, 2048) for rows in (256, 1024, 4096)]
+QUICK = [(256, 128), (1024, 128)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes and one thread, in under a minute")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for speed.json (--quick writes none)")
+    parser.add_argument("--seconds", type=float, default=None, help="about how long each race takes")
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    seconds = arguments.seconds or (0.5 if quick else 5.0)
+    torch.set_num_threads(1)
+    wall, core = time.perf_counter(), time.process_time()
+
+    spent, rows = {}, []
+    for threads in (1,) if quick else (1, 2):
+        for loss in losses.LOSSES:
+            for size in QUICK if quick else GRID:
+                row = losses.measure(loss, *size, seconds, threads, memory=threads == 1 and not quick)
+                spent[loss, *size, threads] = row.pop("spent")
+                rows.append(row)
+                print(loss_lines(row), flush=True)
+    found = {
+        "masks": parts.masks(256 if quick else 1024, seconds),
+        "optimizer": parts.optimizer_and_average(seconds),
+        "steps": [parts.plain_step(side, seconds) for side in ((8,) if quick else (8, 16))],
+    }
+    result = {
+        "name": "speed",
+        "kind": "speed",
+        "git_revision": git_revision(),
+        "device": "cpu",
+        "machine": machine.describe(),
+        "roof": [machine.roof(seconds / 2, threads) for threads in ((1,) if quick else (1, 2))],
+        "goals": goals(spent, rows, found),
+        "losses": rows,
+        "plain": [report(one) for one in found["steps"]],
+        "parts": {name: report(found[name]) for name in ("masks", "optimizer")},
+        "objectives": steps.objectives(0.2 if quick else seconds),
+        "monitors": parts.monitors(seconds),
+        "processes": [] if quick else processes.measure(),
+    }
+    result |= {
+        "core_seconds": round(time.process_time() - core, 1),
+        "wall_seconds": round(time.perf_counter() - wall, 1),
+    }
+    for goal in result["goals"]:
+        print(
+            "{what:34} {ratio_median:8.3g} x ({ratio_q1:.3g}..{ratio_q3:.3g}), floor {floor}, aim {aim}".format(**goal)
+        )
+    for row in result["objectives"]:
+        print(f"{row['objective']:16} {row['median_ms']:8.3g} ms a step, {row['rows_per_second']:.4g} rows/s")
+    for row in result["monitors"]:
+        print(f"{row['what']:34} {row['share_of_a_step']:8.2%} of a step")
+    if not quick:
+        print(write_json(arguments.out / "speed.json", result))
+
+
+if __name__ == "__main__":
+    main()
