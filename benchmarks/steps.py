@@ -73,12 +73,14 @@ def objectives(seconds: float, batch: int = 64) -> list[dict]:
         spent = [t / 8 for t in spent]
         row = {"objective": name, "batch": size, "weights": sum(p.numel() for p in trainer._parameters)}
         row |= summary(spent) | {"rows_per_second": digits(1e3 * size / summary(spent)["median_ms"])}
-        rows.append(row | {"parts_ms": parts(trainer), "kernels": kernels(lambda t=trainer: t.train_epoch(0))})
+        rounds = 20 if seconds >= 1 else 5
+        rows.append(row | {"parts_ms": parts(trainer, rounds), "kernels": kernels(lambda t=trainer: t.train_epoch(0))})
     return rows
 
 
-def parts(trainer: Trainer, rounds: int = 20) -> dict[str, float]:
+def parts(trainer: Trainer, rounds: int) -> dict[str, float]:
     """Median CPU ms of forward, backward, clipping, optimizer and what follows it (the average)."""
+    trainer.train_epoch(0)  # makes the optimizer, and warms up
     objective, batch = trainer.objective.train(), next(iter(trainer.batches(0)))
     found: dict[str, list[float]] = {}
     loss = None

@@ -13,6 +13,8 @@ from jepa_lab.config import reread, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = sorted((ROOT / "results").glob("*.json"))
+# Those of another kind than training runs say so, and have a test of their own: "speed" in test_benchmarks.py.
+TRAINED = [path for path in RESULTS if "kind" not in json.loads(path.read_text())]
 CONFIGS = ROOT / "jepa_lab" / "configs"
 
 SCHEMA = {
@@ -93,12 +95,16 @@ def is_used(name, sources):
     return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", source) for source in sources)
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
 def test_result(path):
     result = json.loads(path.read_text())
     assert result["name"] == path.stem
     assert not (complaints := check_schema(result)), "\n".join(complaints)
     assert not (complaints := check_config(result)), "\n".join(complaints)
+
+
+def test_only_known_kinds_escape_the_schema():
+    assert {json.loads(path.read_text())["kind"] for path in set(RESULTS) - set(TRAINED)} <= {"speed"}
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
