@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jepa_lab import distributed
+from jepa_lab import distributed, losses
 from jepa_lab.data.augment import Augmentation
 from jepa_lab.masking import MaskConfig
 from jepa_lab.nets import EncoderConfig, TokenEncoder, Tokens, Transformer, image_encoder
@@ -216,6 +216,11 @@ def parts() -> dict[str, Tensor]:
     (y * rows(7).cos()[rank::WORLD]).sum().backward()
     seen |= {"norm": y.detach(), "norm gradient": x.grad, "norm weight gradient": norm.weight.grad}
     seen |= {f"norm {name}": value for name, value in norm.state_dict().items()}
+    for name, loss in fused().items():
+        views = [view[rank::WORLD].clone().requires_grad_() for view in (rows(7), rows(7).cos())]
+        value = loss(*(distributed.gather(view) for view in views))
+        value.backward()
+        seen |= {f"fused {name}": value.detach(), f"fused {name} gradient": torch.stack([v.grad for v in views])}
     try:
         distributed.gather(torch.zeros(2, 3 + rank))
     except ValueError as error:
@@ -224,6 +229,19 @@ def parts() -> dict[str, Tensor]:
         with distributed.alone():
             seen["alone"] = distributed.gather(rows(3))
     return seen
+
+
+def fused() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """The fused losses of two views, which an objective takes only for batches larger than these tests have."""
+    how = {"implementation": "fused"}
+    return {
+        "nt_xent": lambda a, b: losses.nt_xent(a, b, **how)[0],
+        "info_nce": lambda a, b: losses.info_nce(a, b, **how)[0],
+        "vicreg": lambda a, b: losses.vicreg(a, b, **how)[0],
+        "lejepa": lambda a, b: losses.lejepa(
+            torch.stack([a, b]), n_slices=5, generator=torch.Generator().manual_seed(0), **how
+        )[0],
+    }
 
 
 def rows(n: int) -> Tensor:

@@ -166,6 +166,19 @@ def test_batch_norm_of_two_processes_is_that_of_all_their_rows(ranks):
 
 
 @pytest.mark.slow
+def test_fused_losses_of_two_processes_are_those_of_one(ranks, one_thread):
+    for name, loss in distributed_cases.fused().items():
+        views = [view.clone().requires_grad_() for view in (rows(7), rows(7).cos())]
+        value = loss(*views)
+        value.backward()
+        for rank, seen in enumerate(seen["parts"] for seen in ranks):
+            torch.testing.assert_close(seen[f"fused {name}"], value.detach(), rtol=1e-11, atol=1e-11)
+            # Both ranks have the whole loss, and their gradients of a row add up: see `distributed`.
+            mine = WORLD * torch.stack([view.grad[rank::WORLD] for view in views])
+            torch.testing.assert_close(seen[f"fused {name} gradient"], mine, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.slow
 def test_rows_of_another_size_are_refused_on_every_rank(ranks):
     for seen in ranks:
         assert "got [3, 4] on ranks 0, 1" in bytes(seen["parts"]["refused"].tolist()).decode()
