@@ -18,6 +18,8 @@ from jepa_lab.regularisers import check_views
 # Rows B from which implementation="auto" takes the fused form. It wins from fewer on; below, stored results would
 # change in their last digits for the sake of milliseconds.
 _FUSED_FROM = 1024
+# Width up to which "auto" takes the fused InfoNCE: it makes one matrix product again that the dense form stores.
+_FUSED_INFO_NCE_UP_TO = 512
 
 
 def nt_xent(
@@ -121,7 +123,8 @@ def info_nce(
     if negatives is not None and (negatives.ndim != 3 or negatives.shape[::2] != query.shape):
         raise ValueError(f"negatives must be [B, K, D] with query {tuple(query.shape)}, got {tuple(negatives.shape)}")
     q, p = _unit(query), _unit(positive)
-    if use_fused(implementation, q, len(q), _FUSED_FROM) and in_batch:
+    size = len(q) if q.shape[1] <= _FUSED_INFO_NCE_UP_TO else 0
+    if use_fused(implementation, q, size, _FUSED_FROM) and in_batch:
         own = None if negatives is None else _unit(negatives)
         return _info_nce_fused(q, p, own, temperature, ignore, ignore_negatives)
     rows = torch.arange(len(q), device=q.device)

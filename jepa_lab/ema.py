@@ -133,12 +133,9 @@ def _tensors(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     would take cost several times the averaging in a network of this size."""
     parameters: dict[int, Tensor] = {}
     buffers: dict[int, Tensor] = {}
-    modules, seen = [module], set()
+    modules = [module]
     while modules:
         module = modules.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
         for found, tensors in ((parameters, module._parameters), (buffers, module._buffers)):
             for tensor in tensors.values():
                 if tensor is not None:

@@ -151,6 +151,24 @@ def test_weights_and_norms_of_vicreg(how):
         assert_same(*both(vicreg, 0.3 * randn(*shape), 2 * randn(*shape, seed=1), **how), 1e-11)
 
 
+def test_sums_of_millions_of_squares_do_not_drift():
+    z1, z2 = randn(1100, 1024), randn(1100, 1024, seed=1)
+    expected, terms = vicreg(z1, z2, implementation="dense")
+    value, found = vicreg(z1.float(), z2.float(), implementation="fused")
+    torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=0)
+    for name, term in terms.items():
+        torch.testing.assert_close(found[name].double(), term, rtol=2e-6, atol=1e-6)
+
+
+def test_rounding_never_makes_a_covariance_term_negative():
+    """Of features that are uncorrelated but for rounding, a third give a negative difference of the two sums."""
+    for seed in range(30):
+        z = randn(64, 8, seed=seed)
+        z = (torch.linalg.qr(z - z.mean(0))[0] * torch.linspace(1, 3, 8)).float().requires_grad_()
+        _, terms = vicreg(z, z, implementation="fused")
+        assert terms["covariance"] >= 0
+
+
 @pytest.mark.parametrize(("n_knots", "t_max"), [(2, 1.0), (3, 3.0), (17, 3.0), (40, 5.0)])
 def test_any_number_of_knots(n_knots, t_max, blocks):
     loss = lambda z, **how: (sigreg_loss(z, 9, n_knots, t_max, directions(), **how), {})  # noqa: E731
@@ -198,6 +216,8 @@ def test_auto_is_dense_for_small_batches_and_on_other_devices(monkeypatch):
         z = torch.randn(rows, width)
         nt_xent(z, z), info_nce(z, z), vicreg(z, z), sigreg_loss(z, 64 if rows == 512 else 128)
     assert used == [False] * 4 + [True] * 4
+    info_nce(*torch.randn(2, 1024, 513)), nt_xent(*torch.randn(2, 1024, 513))
+    assert used[8:] == [False, True]  # InfoNCE makes one product again, which costs more than it saves on wide rows
     like = torch.empty(1, device="meta")
     assert not contrast.use_fused("auto", like, 10**9, 1) and contrast.use_fused("fused", like, 1, 10**9)
 
@@ -222,6 +242,14 @@ def test_memory_grows_with_the_batch_not_its_square(loss, monkeypatch):
     z = torch.randn(2, 500, 8, requires_grad=True)
     dense = peak_bytes(lambda: nt_xent(*z, implementation="dense")[0].backward())
     assert dense > 3 * 4 * 1000**2  # what measures also sees a matrix
+
+
+def test_the_angles_of_all_slices_are_held_once():
+    """The readable form holds them once for each knot; the work on a block of slices needs a few blocks."""
+    z = torch.randn(1024, 8, requires_grad=True)
+    whole = 4 * 1024 * 512
+    assert whole < peak_bytes(lambda: sigreg_loss(z, 512, implementation="fused").backward()) < 4 * whole
+    assert peak_bytes(lambda: sigreg_loss(z, 512, implementation="dense").backward()) > 17 * whole
 
 
 @pytest.mark.parametrize("name", ["nt_xent", "sigreg"])

@@ -178,6 +178,13 @@ def test_the_table_of_rectangles_holds_what_the_comparison_gives(grid, monkeypat
     assert (table.sum(2) == drawn.height * drawn.width).all()
 
 
+def test_a_large_grid_gets_no_table(monkeypatch):
+    """That of 40 x 40 would have a gigabyte."""
+    assert rectangles.table_bytes((14, 14)) < rectangles.TABLE_BYTES < rectangles.table_bytes((40, 40))
+    monkeypatch.setattr(rectangles, "_table", None)
+    assert multiblock_mask(torch.ones(2, 1600, dtype=torch.bool), (40, 40), generator=gen()).targets.any(2).all()
+
+
 def test_multiblock_draws_the_tries_that_it_does_not_look_at(monkeypatch):
     """The first try that leaves enough is taken, and whether others are looked at changes no random number."""
     valid = torch.ones(500, 16, dtype=torch.bool)
