@@ -36,7 +36,7 @@ def main() -> None:
     found = {
         "masks": parts.masks(256 if quick else 1024, seconds),
         "optimizer": parts.optimizer_and_average(seconds),
-        "steps": [parts.plain_step(side, seconds) for side in ((8,) if quick else (8, 16))],
+        "steps": [parts.plain_step(side, seconds) for side in ((8,) if quick else (8, 12, 16, 24))],
     }
     result = {
         "name": "speed",
