@@ -18,8 +18,9 @@ TINTS = ("#0072B2", "#E69F00", "#CC79A7", "#000000", "#B5B5B5", "#009E73", "#56B
 Span = tuple[str, float, float]
 
 
-def timeline(stages: Sequence[Span], operations: Sequence[Span], narrow: float = 0.05) -> Figure:
-    """Draw a profile over time: the stages as labelled boxes, and below them the operations, coloured by their kind.
+def timeline(stages: Sequence[Span], operations: Sequence[Span], narrow: float = 0.07) -> Figure:
+    """Draw a profile over time: the stages as labelled boxes, and below them the operations, coloured by their kind,
+    the most costly kind first.
 
     The label of a stage that takes less than the share `narrow` of the whole stands above its box.
 
@@ -27,7 +28,10 @@ def timeline(stages: Sequence[Span], operations: Sequence[Span], narrow: float =
     Raises: ValueError if there are no stages, or more kinds than colours.
     Book: appendix A1.
     """
-    kinds = list(dict.fromkeys(kind for kind, _, _ in operations))
+    spent: dict[str, float] = {}
+    for kind, start, end in operations:
+        spent[kind] = spent.get(kind, 0.0) + end - start
+    kinds = sorted(spent, key=lambda kind: -spent[kind])
     if not stages or len(kinds) > len(TINTS):
         raise ValueError(
             f"stages must not be empty and kinds at most {len(TINTS)}, got {len(stages)} stages and {len(kinds)} kinds"
@@ -49,6 +53,7 @@ def timeline(stages: Sequence[Span], operations: Sequence[Span], narrow: float =
     ax.set_xlim(-0.01 * whole, 1.03 * whole)
     ax.grid(False)
     ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
     fig.legend(loc="outside lower center", ncols=5, fontsize=8, handlelength=1, columnspacing=1)
     return fig
 
@@ -161,11 +166,12 @@ def pair_blocks(rows: int, blocks: Sequence[tuple[slice, slice]], kept: Mapping[
         if a != b:
             left.add_patch(Rectangle((a.start, b.start), height, width, fc="#CFE3F1", ec="white", lw=0.8))
         left.add_patch(Rectangle((b.start, a.start), width, height, fc=FORMS["fused"], ec="white", lw=0.8))
-    left.set(xlim=(0, rows), ylim=(rows, 0), aspect="equal", xticks=[0, rows], yticks=[rows])
+    left.set(xlim=(0, rows), ylim=(rows, 0), aspect="equal", xticks=[], yticks=[])
+    left.set_xlabel(f"{rows} x {rows} similarities")
     left.set_title(f"{len(blocks)} block{'s' * (len(blocks) > 1)}: {done / rows**2:.0%} of the matrix")
     left.grid(False)
     right.barh(list(kept), list(kept.values()), color=[FORMS[form] for form in kept], height=0.6)
-    right.set(xscale="log", xlim=(0.1, 300), title="kept for the backward pass (MiB)")
+    right.set(xscale="log", xlim=(0.1, 300), title="kept for the backward pass", xlabel="MiB")
     right.set_xticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
     right.minorticks_off()
     right.invert_yaxis()
