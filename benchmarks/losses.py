@@ -9,26 +9,31 @@ from torch import Tensor
 from benchmarks.memory import peak_bytes
 from benchmarks.timing import race, summary, use_threads
 from jepa_lab.fused import choice, pairs, panels
+from jepa_lab.fused.choice import block_size
 from jepa_lab.losses import info_nce, nt_xent, sigreg, vicreg
 
 SLICES, TEMPERATURE = 256, 0.1
 HAVE_LIGHTLY = find_spec("lightly") is not None
 
 
-def measure(loss: str, rows: int, dim: int, seconds: float, threads: int = 1, memory: bool = True) -> dict:
+def measure(
+    loss: str, rows: int, dim: int, seconds: float, threads: int = 1, memory: bool = True, device: str = "cpu"
+) -> dict:
     """One row of the table: the race, and with `memory` the peak bytes of each contestant."""
     z = torch.randn(2, rows, dim, generator=torch.Generator().manual_seed(rows + dim))
     z[1] = z[0] + 0.5 * z[1]
-    z1, z2 = (x.clone().requires_grad_() for x in z)
+    z1, z2 = (x.to(device, copy=True).requires_grad_() for x in z)
     calls = LOSSES[loss](z1, z2)
     with use_threads(threads):
         check(calls, z1)
     both = {name: _backward(call, z1, z2) for name, call in calls.items()}
-    times = race(both | {"limit": LIMITS[loss](rows, dim)}, seconds, threads)
+    with torch.device(device):
+        limit = LIMITS[loss](rows, dim)
+    times = race(both | {"limit": limit}, seconds, threads, device=device)
     row = {"loss": loss, "rows": rows, "dim": dim, "threads": threads}
     row["times"] = {name: summary(spent) for name, spent in times.items()}
     if memory:
-        row["peak_bytes"] = {name: peak_bytes(call) for name, call in both.items()}
+        row["peak_bytes"] = {name: peak_bytes(call, device) for name, call in both.items()}
     return row | {"spent": times}
 
 
@@ -84,7 +89,7 @@ def _vicreg(z1: Tensor, z2: Tensor) -> dict[str, Callable]:
 
 def _sigreg(z1: Tensor, z2: Tensor) -> dict[str, Callable]:
     def drawn():
-        return torch.Generator().manual_seed(0)
+        return torch.Generator(z1.device).manual_seed(0)
 
     calls = {
         name: lambda how=name: sigreg(z1, SLICES, generator=drawn(), implementation=how) for name in ("dense", "fused")
@@ -92,17 +97,17 @@ def _sigreg(z1: Tensor, z2: Tensor) -> dict[str, Callable]:
     if HAVE_LIGHTLY:
         from lightly.loss.lejepa_loss import SIGReg
 
-        theirs = SIGReg(num_vectors=SLICES)
-        directions = sigreg_directions(z1)
+        theirs = SIGReg(num_vectors=SLICES).to(z1.device)
+        directions = sigreg_directions(z1, drawn())
         theirs._generate_unit_vectors = lambda *_: directions  # the same as ours, to compare gradients
         calls["lightly"] = lambda: theirs(z1)
     return calls
 
 
-def sigreg_directions(z: Tensor) -> Tensor:
+def sigreg_directions(z: Tensor, generator: torch.Generator) -> Tensor:
     from jepa_lab.sigreg import random_directions
 
-    return random_directions(z.shape[1], SLICES, z, torch.Generator().manual_seed(0))
+    return random_directions(z.shape[1], SLICES, z, generator)
 
 
 LOSSES = {"nt_xent": _nt_xent, "info_nce": _info_nce, "vicreg": _vicreg, "sigreg": _sigreg}
@@ -115,8 +120,8 @@ def _pair_products(rows: int, dim: int) -> Callable[[], None]:
     """The products of the fused form, block by block: half of the similarities (twice, where they are not kept), and
     all of the gradient."""
     n = 2 * rows
-    size = min(pairs.BLOCK, n)
     a, b = torch.randn(n, dim), torch.randn(n, dim)
+    size = min(block_size(pairs.BLOCK, a), n)
     starts = range(0, n, size)
     blocks = [(slice(i, i + size), slice(j, j + size)) for i in starts for j in starts if j >= i]
     again = 1 if n * n <= choice.KEPT else 2
@@ -138,7 +143,7 @@ def _pair_products(rows: int, dim: int) -> Callable[[], None]:
 def _candidate_products(rows: int, dim: int) -> Callable[[], None]:
     q, p = torch.randn(rows, dim), torch.randn(rows, dim)
     dq, dp = torch.empty(rows, dim), torch.empty(rows, dim)
-    size = min(panels.PANEL, rows)
+    size = min(block_size(panels.PANEL, q), rows)
     out = torch.empty(size, rows)
     again = 1 if rows * rows <= choice.KEPT else 2
 

@@ -9,21 +9,22 @@ import torch
 from benchmarks.timing import digits, race
 
 
-def describe() -> dict:
+def describe(device: str = "cpu") -> dict:
     return {
-        "processor": _processor(),
+        "processor": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": os.cpu_count(),
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         "versions": {name: _version(name) for name in ("torch", "lightly")} | {"python": platform.python_version()},
     }
 
 
-def roof(seconds: float, threads: int) -> dict:
+def roof(seconds: float, threads: int, device: str = "cpu") -> dict:
     """GFLOP/s of matrix products, large and of the shape of a token batch, and GB/s of a copy (read and write)."""
-    a, out = torch.randn(1024, 1024), torch.empty(1024, 1024)
-    tokens, weight = torch.randn(1024, 64), torch.randn(64, 192)
-    source = torch.randn(2**25)
-    target = torch.empty_like(source)
+    with torch.device(device):
+        a, out = torch.randn(1024, 1024), torch.empty(1024, 1024)
+        tokens, weight = torch.randn(1024, 64), torch.randn(64, 192)
+        source = torch.randn(2**25)
+        target = torch.empty_like(source)
     spent = race(
         {
             "large": lambda: torch.mm(a, a, out=out),
@@ -32,6 +33,7 @@ def roof(seconds: float, threads: int) -> dict:
         },
         seconds,
         threads,
+        device=device,
     )
     work = {"large": 2 * 1024**3 / 1e6, "tokens": 2 * 1024 * 64 * 192 / 1e6, "copy": 8 * 2**25 / 1e6}
     best = {name: digits(work[name] / min(times)) for name, times in spent.items()}

@@ -1,4 +1,4 @@
-"""Peak memory of a call, from torch's allocator: exact, and blind to what lives in the process already."""
+"""Peak memory of a call, from torch's allocators: exact, and blind to what lives in the process already."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 
-def peak_bytes(call: Callable[[], object]) -> int:
-    """The most bytes of CPU tensors that live at once during `call`, beyond those that lived before it."""
+def peak_bytes(call: Callable[[], object], device: str = "cpu") -> int:
+    """The most bytes of tensors on `device` that live at once during `call`, beyond those that lived before it."""
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
         call()
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -17,9 +17,9 @@ from jepa_lab.objectives import JEPA
 HAVE_LIGHTLY = find_spec("lightly") is not None
 
 
-def masks(rows: int, seconds: float) -> dict:
+def masks(rows: int, seconds: float, device: str = "cpu") -> dict:
     """Multi-block masks on 14 x 14 tokens, with the settings of I-JEPA, for a batch of `rows` images."""
-    valid = torch.ones(rows, 196, dtype=torch.bool)
+    valid = torch.ones(rows, 196, dtype=torch.bool, device=device)
     generator = torch.Generator().manual_seed(0)
     calls = {"ours": lambda: multiblock_mask(valid, (14, 14), min_context=4, generator=generator)}
     if HAVE_LIGHTLY:
@@ -35,14 +35,14 @@ def masks(rows: int, seconds: float) -> dict:
             min_keep=4,
         )
         batch = [torch.zeros(1)] * rows
-        calls["lightly"] = lambda: theirs(batch)
-    return {"rows": rows, "spent": race(calls, seconds)}
+        calls["lightly"] = lambda: theirs(batch)  # on the CPU: it is a collator
+    return {"rows": rows, "spent": race(calls, seconds, device=device)}
 
 
-def optimizer_and_average(seconds: float) -> dict:
+def optimizer_and_average(seconds: float, device: str = "cpu") -> dict:
     """AdamW and EMA over the weights of the JEPA of the chapters: torch's default and lightly's average, or ours."""
-    objective = JEPA(image_encoder(images(64)))
-    objective({"image": images(64)})[0].backward()
+    objective = JEPA(image_encoder(images(64))).to(device)
+    objective({"image": images(64).to(device)})[0].backward()
     weights = [p for p in objective.parameters() if p.requires_grad]
     target = copy.deepcopy(objective.encoder).requires_grad_(False)
     default, fused = torch.optim.AdamW(weights), torch.optim.AdamW(weights, fused=True)
@@ -61,28 +61,30 @@ def optimizer_and_average(seconds: float) -> dict:
             update_momentum(objective.encoder, target, 0.99)
 
         calls["lightly"] = theirs
-    return {"weights": len(weights), "spent": race(calls, seconds)}
+    return {"weights": len(weights), "spent": race(calls, seconds, device=device)}
 
 
-def plain_step(side: int, seconds: float, batch: int = 64) -> dict:
+def plain_step(side: int, seconds: float, batch: int = 64, device: str = "cpu") -> dict:
     """One epoch of eight steps, ours through the trainer and the plain one in its loop; ms are those of a step."""
     pictures = images(8 * batch, side)
-    trainer = trainer_of("jepa", {"image": pictures}, batch)
-    step = make_step(PlainJEPA(pictures))
+    trainer = trainer_of("jepa", {"image": pictures}, batch, device)
+    step = make_step(PlainJEPA(pictures).to(device))
+    there = pictures.to(device)
 
     def plain() -> None:
-        for i in range(8):
-            step(pictures[i * batch : (i + 1) * batch])
+        with torch.device(device):  # its masks as well
+            for i in range(8):
+                step(there[i * batch : (i + 1) * batch])
 
-    spent = race({"ours": lambda: trainer.train_epoch(0), "plain": plain}, seconds)
+    spent = race({"ours": lambda: trainer.train_epoch(0), "plain": plain}, seconds, device=device)
     tokens = (side // 2) ** 2
     return {"tokens": tokens, "batch": batch, "spent": {k: [t / 8 for t in v] for k, v in spent.items()}}
 
 
-def monitors(seconds: float) -> list[dict]:
+def monitors(seconds: float, device: str = "cpu") -> list[dict]:
     """What looking at the embeddings costs, as a share of a JEPA step at the size of the chapters."""
-    trainer = trainer_of("jepa", {"image": images(512)}, 64)
-    z, many = torch.randn(64, WIDTH), torch.randn(512, WIDTH)
+    trainer = trainer_of("jepa", {"image": images(512)}, 64, device)
+    z, many = torch.randn(64, WIDTH, device=device), torch.randn(512, WIDTH, device=device)
     monitor = CollapseMonitor(every=1)
     watched = CollapseMonitor(every=10)
 
@@ -97,7 +99,7 @@ def monitors(seconds: float) -> list[dict]:
         "diagnose, 64 rows": lambda: diagnose(z),
         "diagnose, 512 rows": lambda: diagnose(many),
     }
-    spent = race(calls, seconds)
+    spent = race(calls, seconds, device=device)
     per = {"step": 8, "CollapseMonitor, each step": 160, "CollapseMonitor, each tenth step": 160}
     spent = {name: [t / per.get(name, 1) for t in times] for name, times in spent.items()}
     step = spent.pop("step")

@@ -1,14 +1,14 @@
 """Whole training steps: images (or pairs of texts) a second of each objective, and where the time of a step goes."""
 
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.timing import digits, race, summary
+from benchmarks.timing import clock_of, digits, race, summary
 from jepa_lab.data.augment import Augmentation
 from jepa_lab.nets import image_encoder
 from jepa_lab.objectives import OBJECTIVES, TwoView, build_objective
@@ -18,7 +18,7 @@ WIDTH, PAIRS_WIDTH = 64, 256
 # Kernels by what they do; what is in none of these groups is "other": indexing, sums, additions, bookkeeping.
 KERNELS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::addmm_", "aten::baddbmm"),
-    "attention": ("scaled_dot_product",),
+    "attention": ("scaled_dot_product", "efficient_attention", "flash_attention"),
     "norms and activations": ("layer_norm", "gelu", "batch_norm", "softmax"),
     "optimizer": ("adamw", "AdamW", "linalg_vector_norm", "_foreach_norm", "lerp"),
     "copies": ("aten::copy_", "aten::fill_", "aten::zero_", "aten::cat", "masked_fill"),
@@ -48,7 +48,7 @@ def pairs(n: int) -> dict[str, Tensor]:
     }
 
 
-def trainer_of(name: str, data: dict[str, Tensor], batch: int) -> Trainer:
+def trainer_of(name: str, data: dict[str, Tensor], batch: int, device: str = "cpu") -> Trainer:
     """A trainer that stays at the start of its schedules however often an epoch is asked for."""
     torch.manual_seed(0)
     if "image" in data:
@@ -57,38 +57,40 @@ def trainer_of(name: str, data: dict[str, Tensor], batch: int) -> Trainer:
     else:
         objective = build_objective(name, F.normalize(torch.randn(10, PAIRS_WIDTH), dim=1))
     threads = 0  # those of the race
-    config = TrainConfig(epochs=10**6, batch_size=batch, lr=1e-4, threads=threads)
+    config = TrainConfig(epochs=10**6, batch_size=batch, lr=1e-4, threads=threads, device=device)
     return Trainer(objective, data, config)
 
 
-def objectives(seconds: float, batch: int = 64) -> list[dict]:
-    """A row for every objective: rows a second, and the parts of a step in ms."""
+def objectives(seconds: float, batch: int = 64, device: str = "cpu") -> list[dict]:
+    """A row for every objective on images or steered texts: rows a second, and the parts of a step in ms."""
     rows = []
-    for name in sorted(OBJECTIVES):
+    for name in sorted(name for name, one in OBJECTIVES.items() if one.family in ("images", "text")):
         text = OBJECTIVES[name].family == "text"
-        size = 128 if text else batch
+        size = 2 * batch if text else batch
         data = pairs(8 * size) if text else {"image": images(8 * size), "label": torch.arange(8 * size) % 10}
-        trainer = trainer_of(name, data, size)
-        spent = race({"step": lambda t=trainer: t.train_epoch(0)}, seconds)["step"]
+        trainer = trainer_of(name, data, size, device)
+        spent = race({"step": lambda t=trainer: t.train_epoch(0)}, seconds, device=device)["step"]
         spent = [t / 8 for t in spent]
         row = {"objective": name, "batch": size, "weights": sum(p.numel() for p in trainer._parameters)}
         row |= summary(spent) | {"rows_per_second": digits(1e3 * size / summary(spent)["median_ms"])}
-        rounds = 20 if seconds >= 1 else 5
-        rows.append(row | {"parts_ms": parts(trainer, rounds), "kernels": kernels(lambda t=trainer: t.train_epoch(0))})
+        row["parts_ms"] = parts(trainer, rounds=20 if seconds >= 1 else 5)
+        row["kernels"] = kernels(lambda t=trainer: t.train_epoch(0), device)
+        rows.append(row)
     return rows
 
 
 def parts(trainer: Trainer, rounds: int) -> dict[str, float]:
-    """Median CPU ms of forward, backward, clipping, optimizer and what follows it (the average)."""
+    """Median ms of forward, backward, clipping, optimizer and what follows it (the average)."""
     trainer.train_epoch(0)  # makes the optimizer, and warms up
     objective, batch = trainer.objective.train(), next(iter(trainer.batches(0)))
+    clock = clock_of(trainer.device.type)
     found: dict[str, list[float]] = {}
     loss = None
 
     def timed(name: str, call: Callable):
-        start = time.process_time()
+        start = clock()
         out = call()
-        found.setdefault(name, []).append((time.process_time() - start) * 1e3)
+        found.setdefault(name, []).append((clock() - start) * 1e3)
         return out
 
     for _ in range(rounds):
@@ -102,14 +104,18 @@ def parts(trainer: Trainer, rounds: int) -> dict[str, float]:
     return {name: digits(sorted(times)[rounds // 2]) for name, times in found.items()}
 
 
-def kernels(call: Callable[[], object]) -> dict[str, float]:
-    """Shares of torch's own time by kind of kernel."""
+def kernels(call: Callable[[], object], device: str = "cpu") -> dict[str, float]:
+    """Shares of torch's own time on the device by kind of kernel."""
     call()
-    with profile(activities=[ProfilerActivity.CPU]) as record:
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    with profile(activities=activities) as record:
         call()
     shares = dict.fromkeys([*KERNELS, "other"], 0.0)
     for event in record.key_averages():
         group = next((g for g, names in KERNELS.items() if any(n in event.key for n in names)), "other")
-        shares[group] += event.self_cpu_time_total
+        if device == "cpu":
+            shares[group] += event.self_cpu_time_total
+        elif event.device_type == DeviceType.CPU:  # operations, with the time of the kernels that they started
+            shares[group] += event.self_device_time_total
     total = sum(shares.values())
     return {name: digits(share / total) for name, share in shares.items()}

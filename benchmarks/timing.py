@@ -10,13 +10,16 @@ import torch
 Call = Callable[[], object]
 
 
-def race(calls: dict[str, Call], seconds: float, threads: int = 1, most: int = 30) -> dict[str, list[float]]:
+def race(
+    calls: dict[str, Call], seconds: float, threads: int = 1, most: int = 30, device: str = "cpu"
+) -> dict[str, list[float]]:
     """Milliseconds of every call, one number a round, after a round that does not count.
 
     At least 3 rounds, at most `most`, about `seconds` in all. With one thread the clock is that of the CPU, which other
-    processes hardly touch; with more it is the one on the wall, since the CPU's counts all threads.
+    processes hardly touch; with more it is the one on the wall, since the CPU's counts all threads. A GPU works on
+    while the program goes on: there the wall's clock is read when the device has finished.
     """
-    clock = time.process_time if threads == 1 else time.perf_counter
+    clock = clock_of(device, threads)
     with use_threads(threads):
         started = clock()
         repeats = {name: _repeats(call, clock) for name, call in calls.items()}
@@ -31,6 +34,17 @@ def race(calls: dict[str, Call], seconds: float, threads: int = 1, most: int = 3
                     calls[name]()
                 spent[name].append((clock() - start) / repeats[name] * 1e3)
     return spent
+
+
+def clock_of(device: str, threads: int = 1) -> Callable[[], float]:
+    if device == "cpu":
+        return time.process_time if threads == 1 else time.perf_counter
+
+    def after_all_work() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return after_all_work
 
 
 def _repeats(call: Call, clock: Callable[[], float]) -> int:

@@ -16,8 +16,9 @@ from torch import Tensor
 from jepa_lab.fused import Implementation, use_fused, vicreg_terms
 
 CovNorm = Literal["paper", "mean"]
-# Values B D of a view from which implementation="auto" takes the fused VICReg: above the sizes of the stored results.
-_FUSED_FROM = 2**17
+# Values B D of a view from which implementation="auto" takes the fused VICReg: on the CPU above the sizes of the stored
+# results, on a GPU from the smallest that was measured.
+_FUSED_FROM = {"cpu": 2**17, "cuda": 2**15}
 
 
 def variance_term(z: Float[Tensor, "B D"], target_std: float = 1.0, eps: float = 1e-4) -> Float[Tensor, ""]:
@@ -81,7 +82,7 @@ def vicreg(
 
     Args:
         implementation: "dense" is the code below; "fused" gives the same value and gradient in fewer steps, but no
-            second derivative; "auto" takes "fused" for large batches on the CPU.
+            second derivative; "auto" takes "fused" for large batches.
     Shapes: z1, z2 [B, D], not normalised; returns the scalar loss and the three detached unweighted terms,
         `invariance`, `variance`, `covariance`.
     Raises: ValueError on different shapes, fewer than 2 rows, an unknown `cov_norm` or `implementation`.

@@ -32,9 +32,9 @@ LOSSES = {
 def blocks(request, monkeypatch):
     """Blocks so small that a test batch needs several, and no room to keep any of them."""
     if request.param != "one block":
-        monkeypatch.setattr(pairs, "BLOCK", 3)
-        monkeypatch.setattr(panels, "PANEL", 3)
-        monkeypatch.setattr(slices, "VALUES", 40)
+        monkeypatch.setitem(pairs.BLOCK, "cpu", 3)
+        monkeypatch.setitem(panels.PANEL, "cpu", 3)
+        monkeypatch.setitem(slices.VALUES, "cpu", 40)
     if request.param == "nothing kept":
         monkeypatch.setattr(pairs, "KEPT", 0)
         monkeypatch.setattr(panels, "KEPT", 0)
@@ -89,6 +89,18 @@ def test_a_low_temperature_needs_its_shift():
     assert dense[0] == 200.0
     torch.testing.assert_close(fused[0], dense[0])
     assert torch.stack(fused[1]).isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("shape", [(2, 8), (101, 33), (9000, 16)])  # the last in several blocks
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", LOSSES)
+def test_on_a_gpu(name, dtype, shape):
+    z1, z2 = (randn(*shape, seed=seed).to("cuda", dtype) for seed in (0, 1))
+    assert_same(*both(LOSSES[name], z1, z2), TOLERANCE[dtype])
+    for temperature in (0.01, 10.0) if name in ("nt_xent", "info_nce") else ():
+        dense, fused = both(LOSSES[name], z1, z2, temperature=temperature)
+        assert_same(dense, fused, TOLERANCE[dtype] * max(1, 0.1 / temperature))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -219,7 +231,7 @@ def test_auto_is_dense_for_small_batches_and_on_other_devices(monkeypatch):
     info_nce(*torch.randn(2, 1024, 513)), nt_xent(*torch.randn(2, 1024, 513))
     assert used[8:] == [False, True]  # InfoNCE makes one product again, which costs more than it saves on wide rows
     like = torch.empty(1, device="meta")
-    assert not contrast.use_fused("auto", like, 10**9, 1) and contrast.use_fused("fused", like, 1, 10**9)
+    assert not contrast.use_fused("auto", like, 10**9, {"cpu": 1}) and contrast.use_fused("fused", like, 1, {})
 
 
 @pytest.mark.parametrize(
@@ -230,8 +242,8 @@ def test_auto_is_dense_for_small_batches_and_on_other_devices(monkeypatch):
 def test_memory_grows_with_the_batch_not_its_square(loss, monkeypatch):
     monkeypatch.setattr(pairs, "KEPT", 0)
     monkeypatch.setattr(panels, "KEPT", 0)
-    monkeypatch.setattr(pairs, "BLOCK", 128)
-    monkeypatch.setattr(panels, "PANEL", 16)
+    monkeypatch.setitem(pairs.BLOCK, "cpu", 128)
+    monkeypatch.setitem(panels.PANEL, "cpu", 16)
 
     def peak(rows):
         z1, z2 = torch.randn(rows, 8, requires_grad=True), torch.randn(rows, 8, requires_grad=True)

@@ -1,5 +1,6 @@
 """Which form of a loss to use, and what all fused forms have in common."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -13,11 +14,12 @@ KEPT = 2**22
 SAFE = 40.0
 
 
-def use_fused(implementation: str, like: Tensor, size: int, threshold: int) -> bool:
-    """Whether the fused form is to be used: "auto" takes it from `threshold` on, where it was measured to be faster.
+def use_fused(implementation: str, like: Tensor, size: int, thresholds: Mapping[str, int]) -> bool:
+    """Whether the fused form is to be used: "auto" takes it from `thresholds[device]` on, where it was measured to be
+    no slower.
 
-    It was measured on CPUs only. On other devices "auto" stays with the dense form until somebody has measured there;
-    "fused" works on them too.
+    On a kind of device that is not in `thresholds` nobody has measured, or it did not pay: there "auto" stays with the
+    dense form, and "fused" works all the same.
 
     Raises: ValueError for an unknown `implementation`.
     """
@@ -26,8 +28,13 @@ def use_fused(implementation: str, like: Tensor, size: int, threshold: int) -> b
             f"implementation must be 'auto', 'dense' or 'fused', got {implementation!r}; leave it out for 'auto'"
         )
     if implementation == "auto":
-        return like.device.type == "cpu" and size >= threshold
+        return size >= thresholds.get(like.device.type, float("inf"))
     return implementation == "fused"
+
+
+def block_size(sizes: Mapping[str, int], like: Tensor) -> int:
+    """The block for the device of `like`: what stays in the cache of a CPU, what fills a GPU."""
+    return sizes.get(like.device.type, sizes["cuda"])
 
 
 class _Once(torch.autograd.Function):

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_lab.fused.choice import KEPT, SAFE, once
+from jepa_lab.fused.choice import KEPT, SAFE, block_size, once
 
-BLOCK = 384
+BLOCK = {"cpu": 384, "cuda": 8192}
 
 
 def log_sum_exp_of_pairs(
@@ -30,9 +30,9 @@ def log_sum_exp_of_pairs(
     return _Pairs.apply(u, temperature)
 
 
-def _blocks(n: int):
-    starts = range(0, n, BLOCK)
-    return [(slice(a, min(a + BLOCK, n)), slice(b, min(b + BLOCK, n))) for a in starts for b in starts if b >= a]
+def _blocks(n: int, size: int):
+    cuts = [slice(a, min(a + size, n)) for a in range(0, n, size)]
+    return [(rows, columns) for i, rows in enumerate(cuts) for columns in cuts[i:]]
 
 
 class _Pairs(torch.autograd.Function):
@@ -47,7 +47,7 @@ class _Pairs(torch.autograd.Function):
         shift = u.new_zeros(n) if plain else u.new_full((n,), -torch.inf)
         positive, other = u.new_zeros(n), u.new_full((n,), -torch.inf)
         kept = []
-        for rows, columns in _blocks(n):
+        for rows, columns in _blocks(n, block_size(BLOCK, u)):
             logits = scaled[rows] @ u[columns].T
             if rows == columns:
                 logits.fill_diagonal_(-torch.inf)  # a row is not its own candidate
@@ -83,7 +83,7 @@ class _Pairs(torch.autograd.Function):
             plain = 1 / ctx.temperature <= SAFE
             weight = grad * (-log2).exp2() if plain else None  # of the unshifted exponential of row i
             out = torch.zeros_like(u)
-            for i, (rows, columns) in enumerate(_blocks(len(u))):
+            for i, (rows, columns) in enumerate(_blocks(len(u), block_size(BLOCK, u))):
                 if kept:
                     power = kept[i]
                 else:

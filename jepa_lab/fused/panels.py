@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jepa_lab.fused.choice import KEPT, SAFE, once
+from jepa_lab.fused.choice import KEPT, SAFE, block_size, once
 
-PANEL = 256
+PANEL = {"cpu": 256, "cuda": 8192}
 
 
 def log_sum_exp_of_candidates(
@@ -32,8 +32,8 @@ def log_sum_exp_of_candidates(
     return _Candidates.apply(q, p, negatives, temperature, ignore, ignore_negatives)
 
 
-def _panels(n: int) -> list[slice]:
-    return [slice(start, min(start + PANEL, n)) for start in range(0, n, PANEL)]
+def _panels(n: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def _logits(rows: slice, scaled, p, negatives, ignore, ignore_negatives) -> Tensor:
@@ -61,7 +61,7 @@ class _Candidates(torch.autograd.Function):
         keep = any(ctx.needs_input_grad) and n * candidates <= KEPT
         total, shift, positive, other = q.new_empty(n), q.new_zeros(n), q.new_empty(n), q.new_empty(n)
         sums, count, kept = q.new_zeros(()), 0, []
-        for rows in _panels(n):
+        for rows in _panels(n, block_size(PANEL, q)):
             logits = _logits(rows, scaled, p, negatives, ignore, ignore_negatives)
             diagonal = logits.diagonal(rows.start)
             own = diagonal.clone()
@@ -101,7 +101,7 @@ class _Candidates(torch.autograd.Function):
             weighted = q * share
             dq, dp = torch.empty_like(q), torch.zeros_like(p)
             dn = None if negatives is None else torch.empty_like(negatives)
-            for i, rows in enumerate(_panels(n)):
+            for i, rows in enumerate(_panels(n, block_size(PANEL, q))):
                 if kept:
                     power = kept[i]
                 else:

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_lab.fused.choice import once
+from jepa_lab.fused.choice import block_size, once
 
-VALUES = 2**17  # of a block of slices: its handful of buffers then stays in the cache
+VALUES = {"cpu": 2**17, "cuda": 2**22}  # of a block of slices: its handful of buffers then stays in a CPU's cache
 
 
 def epps_pulley_of_slices(
@@ -32,7 +32,7 @@ class _Slices(torch.autograd.Function):
         need = ctx.needs_input_grad[0]
         knots = step * torch.arange(len(weights), dtype=z.dtype, device=z.device)
         gaussian = torch.exp(-knots.square() / 2)
-        size = max(1, min(slices, VALUES // rows))
+        size = max(1, min(slices, block_size(VALUES, z) // rows))
         angles = (directions * step).T @ z.T  # [S, B], the samples of a slice side by side
         total = z.new_zeros(())
         for start in range(0, slices, size):
