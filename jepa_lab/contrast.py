@@ -16,12 +16,10 @@ from jepa_lab.fused import Implementation, log_sum_exp_of_candidates, log_sum_ex
 from jepa_lab.regularisers import check_views
 
 # Rows B from which implementation="auto" takes the fused form. On the CPU it wins from fewer on; below, stored results
-# would change in their last digits for the sake of milliseconds. On a GPU a small matrix costs less than the additional
-# calls.
-_FUSED_FROM = {"cpu": 1024, "cuda": 4096}
-# InfoNCE has no symmetry to gain from, and makes one matrix product again that the dense form stores: it needs more
-# rows on a GPU, and narrower ones.
-_FUSED_INFO_NCE_FROM = {"cpu": 1024, "cuda": 16384}
+# would change in their last digits for the sake of milliseconds. On a GPU the matrix must be large before it costs more
+# than the additional calls.
+_FUSED_FROM = {"cpu": 1024, "cuda": 8192}
+# Width up to which "auto" takes the fused InfoNCE: it makes one matrix product again that the dense form stores.
 _FUSED_INFO_NCE_UP_TO = 512
 
 
@@ -127,7 +125,7 @@ def info_nce(
         raise ValueError(f"negatives must be [B, K, D] with query {tuple(query.shape)}, got {tuple(negatives.shape)}")
     q, p = _unit(query), _unit(positive)
     size = len(q) if q.shape[1] <= _FUSED_INFO_NCE_UP_TO else 0
-    if use_fused(implementation, q, size, _FUSED_INFO_NCE_FROM) and in_batch:
+    if use_fused(implementation, q, size, _FUSED_FROM) and in_batch:
         own = None if negatives is None else _unit(negatives)
         return _info_nce_fused(q, p, own, temperature, ignore, ignore_negatives)
     rows = torch.arange(len(q), device=q.device)
