@@ -149,6 +149,27 @@ def over_batch(charts: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     return fig
 
 
+def rates(charts: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Draw rows a second of each objective as one mark for each way to run it, on a logarithmic axis.
+
+    Shapes: charts ``{way: {objective: rows a second}}``; the first way has all objectives and sets their order.
+    Raises: ValueError if there are no charts, or more than marks.
+    Book: appendix A1.
+    """
+    marks = ("o", "s", "D", "^")
+    if not 0 < len(charts) <= len(marks):
+        raise ValueError(f"charts must hold 1 to {len(marks)} ways to run an objective, got {len(charts)}")
+    first = next(iter(charts.values()))
+    order = sorted(first, key=lambda name: -first[name])
+    fig, [[ax]] = figure(height=0.3 * len(order) + 1.1)
+    for (way, chart), mark, tint in zip(charts.items(), marks, TINTS, strict=False):
+        ax.plot([chart.get(name) for name in order], range(len(order)), mark, color=tint, ms=6, label=way)
+    ax.set(xscale="log", xlabel="rows a second", ylim=(len(order) - 0.5, -0.5))
+    ax.set_yticks(range(len(order)), order)
+    fig.legend(loc="outside lower center", ncols=len(charts))
+    return fig
+
+
 def pair_blocks(rows: int, blocks: Sequence[tuple[slice, slice]], kept: Mapping[str, float]) -> Figure:
     """Draw a symmetric matrix with its computed blocks and their mirror images, and bars of what each form keeps.
 

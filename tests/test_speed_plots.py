@@ -107,3 +107,14 @@ def test_blocks_and_their_mirror_images_cover_the_matrix_once():
     assert [p.get_width() for p in right.patches] == [4, 1]
     with pytest.raises(ValueError, match="above the diagonal"):
         speed_plots.pair_blocks(5, [(b, a)], {"dense": 4.0})
+
+
+def test_rates_stand_at_their_objective():
+    fig = speed_plots.rates({"core": {"slow": 10.0, "fast": 100.0}, "gpu": {"fast": 5000.0}})
+    (ax,) = fig.axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["fast", "slow"]
+    core, gpu = (line.get_xdata() for line in ax.lines)
+    assert list(core) == [100.0, 10.0] and gpu[0] == 5000.0 and gpu[1] is None
+    assert keys(fig) == ["core", "gpu"] and ax.get_xscale() == "log"
+    with pytest.raises(ValueError, match="got 0"):
+        speed_plots.rates({})
