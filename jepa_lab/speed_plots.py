@@ -113,7 +113,8 @@ def goals(rows: Sequence[Mapping[str, Any]]) -> Figure:
     ax.set_yticks(range(len(rows)), [row["what"] for row in rows])
     ticks = [1, 2, 5, 10, 20, 50, 100, 200]
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
-    ax.set_xlim(0.85, 1.3 * max(row[key] for row in rows for key in marks if row.get(key) is not None))
+    furthest = max(row[key] for row in rows for key in (*marks, "ratio_q3") if row.get(key) is not None)
+    ax.set_xlim(0.85, 1.3 * furthest)
     ax.minorticks_off()
     fig.legend(loc="outside lower center", ncols=4)
     return fig

@@ -961,7 +961,7 @@ assert max(gain["nt_xent"][:3]) < 1 < min(gain["nt_xent"][3:])
 assert min(gain["vicreg"]) > 1 > max(gain["sigreg"])
 speed_plots.over_batch(
     {
-        f"{title}, D 128": [on_gpu[loss, n, 128] for n in large]
+        f"{title}, D 128": [on_gpu[loss, n, 128] for n in (256, 1024, 4096, 16384)]
         for loss, (title, _) in shown.items()
     }
 )
@@ -987,9 +987,9 @@ assert small / core < 3 and many / core > 20
 speed_plots.rates(rates)
 
 # %% [markdown]
-# At the size of the chapters a GPU is no faster than one core. A step is some two thousand operations, each has to be asked for, and that takes
-# longer than the work itself: up to 4,096 rows the curves are flat, far above their limit. With 4,096 images a step the same objectives
-# make tens of times as many images a second. So the tricks of this chapter change places:
+# At the size of the chapters a GPU is hardly faster than one core. Each of the hundreds of operations that the profile counted has to be
+# asked for, and that takes longer than the work itself: up to 1,024 rows the curves are flat, far above their limit. With 4,096 images a
+# step the same objectives make tens of times as many images a second. So the tricks of this chapter change places:
 #
 # - **Blocks** are worth nothing until the matrix is large. From 8,192 rows on NT-Xent gains, in time and above all in memory: at
 #   16,384 the dense form needs a matrix of 32,768 x 32,768, several times over.
