@@ -518,7 +518,7 @@ print("blocks made:", len(blocks(8, 3)), "of", 3 * 3)
 # row $j$. With the softmax $p_{ij} = \exp(s_{ij} / \mathrm{temperature} - \ell_i)$,
 #
 # ```{math}
-# :label: eq-nt-xent-gradient
+# :label: eq-nt-xent-sum-gradient
 # \frac{\partial}{\partial u_i} \sum_k g_k \ell_k = \frac{1}{\mathrm{temperature}} \sum_{j \neq i} \big( g_i\, p_{ij} + g_j\, p_{ji} \big)\, u_j .
 # ```
 #
