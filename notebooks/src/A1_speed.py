@@ -824,12 +824,12 @@ Table(["goal", "floor", "aim", "measured", "memory", ""], body, caption)
 # %%
 for word in ("missed", "floor met", "aim met"):
     names = [goal["what"] for goal in asked if verdict(goal) == word]
-    print(f"{word}:", "; ".join(names) or "none")
+    print(f"{word}:", "\n    ".join(["", *names]) if names else "none")
 reach = {g["what"]: g["ratio_best"] / g["limit"] for g in asked if g["limit"]}
 for what, share in reach.items():
     print(f"{what:34} {share:4.0%} of the limit")
 beyond = [g["what"] for g in asked if g["limit"] and g["aim"] > g["limit"]]
-print("aims beyond the limit:", "; ".join(beyond))
+print("aims beyond the limit:", "\n    ".join(["", *beyond]))
 assert [g["what"] for g in asked if verdict(g) == "missed"] == ["JEPA step, 16 tokens"]
 assert min(reach, key=reach.get).startswith("SIGReg")
 assert "NT-Xent, B 4096, D 128" in beyond and reach["NT-Xent, B 4096, D 128"] > 0.7
@@ -887,7 +887,7 @@ gains = {
     for form in ("lightly", "dense")
 }
 slower = [key for key, gain in gains["dense"].items() if gain < 0.98]
-print("slower than our own readable form (loss, B, D):", slower)
+print("slower than our own readable form (loss, B, D):", *slower, sep="\n    ")
 assert min(gains["lightly"].values()) > 1
 
 # %% [markdown]
