@@ -12,7 +12,7 @@ from benchmarks.table import goals, loss_lines, report
 from jepa_lab.experiment import git_revision, write_json
 
 GRID = [(rows, dim) for dim in (128, 512, 2048) for rows in (256, 1024, 4096)]
-GPU_GRID = [*GRID, (8192, 128), (16384, 128)]
+GPU_GRID = [*GRID, (8192, 128), (8192, 512), (8192, 2048), (16384, 128)]
 QUICK = [(256, 128), (1024, 128)]
 FILES = {"cpu": "speed", "cuda": "speed_gpu"}
 
@@ -27,7 +27,7 @@ def main() -> None:
     quick, device = arguments.quick, arguments.device
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU that torch can see; leave it out to measure the CPU")
-    seconds = arguments.seconds or (0.5 if quick else 5.0 if device == "cpu" else 1.0)
+    seconds = arguments.seconds or (0.5 if quick else 3.0 if device == "cpu" else 1.0)
     torch.set_num_threads(1)
     wall, core = time.perf_counter(), time.process_time()
 

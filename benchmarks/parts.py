@@ -13,15 +13,24 @@ from jepa_lab.metrics import diagnose
 from jepa_lab.monitor import CollapseMonitor
 from jepa_lab.nets import image_encoder
 from jepa_lab.objectives import JEPA
+from jepa_lab.tokens import kept_slots
 
 HAVE_LIGHTLY = find_spec("lightly") is not None
 
 
 def masks(rows: int, seconds: float, device: str = "cpu") -> dict:
-    """Multi-block masks on 14 x 14 tokens, with the settings of I-JEPA, for a batch of `rows` images."""
+    """Multi-block masks on 14 x 14 tokens, with the settings of I-JEPA, for a batch of `rows` images, as an encoder
+    takes them: the slots of the context and of each target block, in rows of one length (lightly cuts to the shortest,
+    we pad to the longest)."""
     valid = torch.ones(rows, 196, dtype=torch.bool, device=device)
     generator = torch.Generator().manual_seed(0)
-    calls = {"ours": lambda: multiblock_mask(valid, (14, 14), min_context=4, generator=generator)}
+
+    def ours() -> list:
+        mask = multiblock_mask(valid, (14, 14), min_context=4, generator=generator)
+        targets = mask.targets.flatten(0, 1)
+        return [kept_slots(keep, int(keep.sum(1).max())) for keep in (mask.context, targets)]
+
+    calls = {"ours": ours}
     if HAVE_LIGHTLY:
         from lightly.data.ijepa_collate import IJEPAMaskCollator
 

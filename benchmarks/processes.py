@@ -1,6 +1,7 @@
-"""One process or two on the CPU: rows a second of a JEPA step. `torchrun` starts this file; see `measure`.
+"""One process, one with two threads, or two processes on the CPU: rows a second of a JEPA step. `torchrun` starts this
+file; see `measure`.
 
-Each process has one thread. Two share a batch of 64, then each has 64 of 128 rows.
+Two processes, of one thread each, share the batch.
 """
 
 import json
@@ -14,35 +15,33 @@ import torch
 
 BATCHES = (64, 128, 512)
 TIMEOUT = 300
+WAYS = {"one_process": (1, 1), "two_threads": (1, 2), "two_processes": (2, 1)}  # processes, threads of each
 
 
 def measure() -> list[dict]:
-    """Rows a second with one process and with two, for each global batch size; wall-clock time."""
-    found = []
-    for n in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
-        done = subprocess.run(
-            [*command, "-m", "benchmarks.processes"], capture_output=True, text=True, timeout=TIMEOUT, check=True
-        )
-        found.append(json.loads(next(line for line in done.stdout.splitlines() if line.startswith("["))))
+    """Rows a second for each global batch size, by wall-clock time."""
+    found = {name: _run(*how) for name, how in WAYS.items()}
     rows = []
-    for batch, one, two in zip(BATCHES, *found, strict=True):
+    for i, batch in enumerate(BATCHES):
+        row = {f"{name}_rows_per_second": rates[i] for name, rates in found.items()}
         rows.append(
-            {
-                "batch": batch,
-                "one_process_rows_per_second": one,
-                "two_processes_rows_per_second": two,
-                "ratio": float(f"{two / one:.4g}"),
-            }
+            {"batch": batch, **row, "ratio": float(f"{found['two_processes'][i] / found['one_process'][i]:.4g}")}
         )
     return rows
+
+
+def _run(processes: int, threads: int) -> list[float]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += ["-m", "benchmarks.processes", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[")))
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
     from benchmarks.steps import images, trainer_of
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(sys.argv[1]))
     found = []
     for batch in BATCHES:
         trainer = trainer_of("jepa", {"image": images(8 * batch)}, batch)

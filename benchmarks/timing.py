@@ -15,7 +15,7 @@ def race(
 ) -> dict[str, list[float]]:
     """Milliseconds of every call, one number a round, after a round that does not count.
 
-    At least 3 rounds, at most `most`, about `seconds` in all. With one thread the clock is that of the CPU, which other
+    At least 5 rounds, at most `most`, about `seconds` in all. With one thread the clock is that of the CPU, which other
     processes hardly touch; with more it is the one on the wall, since the CPU's counts all threads. A GPU works on
     while the program goes on: there the wall's clock is read when the device has finished.
     """
@@ -24,7 +24,7 @@ def race(
         started = clock()
         repeats = {name: _repeats(call, clock) for name, call in calls.items()}
         first = clock() - started
-        rounds = int(min(most, max(3, seconds / max(first, 1e-9))))
+        rounds = int(min(most, max(5, seconds / max(first, 1e-9))))
         spent = {name: [] for name in calls}
         for i in range(rounds):
             order = list(calls) if i % 2 == 0 else list(reversed(calls))
@@ -70,15 +70,16 @@ def summary(times: list[float]) -> dict[str, float | int]:
 
 
 def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
-    """How many times as fast: of the best times, of the medians, and the quartiles over rounds, where each round
-    compares its own two."""
+    """How many times as fast: of the best times, and median and quartiles over rounds, where each round compares its
+    own two."""
     pairs = [a / b for a, b in zip(slow, fast, strict=True)]
-    low, _, high = quartiles(pairs)
+    low, middle, high = quartiles(pairs)
     return {
         "ratio_best": digits(min(slow) / min(fast)),
-        "ratio_median": digits(statistics.median(slow) / statistics.median(fast)),
+        "ratio_median": digits(middle),
         "ratio_q1": digits(low),
         "ratio_q3": digits(high),
+        "rounds": len(pairs),
     }
 
 

@@ -257,7 +257,8 @@ def load_result(name: str, folder: str | Path = "../results") -> dict[str, Any]:
     path = Path(folder) / f"{name}.json"
     if not path.exists():
         train = f"python -m jepa_lab train --config jepa_lab/configs/{name}.yaml"
-        command = "python -m benchmarks" if name == "speed" else train
+        speed = {"speed": "python -m benchmarks", "speed_gpu": "python -m benchmarks --device cuda"}
+        command = speed.get(name, train)
         raise FileNotFoundError(f"{path} is missing; make it with `{command}`")
     return json.loads(path.read_text())
 

@@ -125,12 +125,13 @@ def multiblock_mask(
     tries = draw_rectangles(batch, _TRIES, grid, context_scale, (1.0, 1.0), valid, generator)
     context = tries.one(0) & free
     short = context.sum(1) < min_context
-    if short.any():  # rare with usual settings, and then of few rows: the other tries are not even looked at
-        rows = short.nonzero().squeeze(1)
+    if _asks(short):  # rare with usual settings, and then of few rows: the other tries are not even looked at
+        rows = short.nonzero().squeeze(1) if valid.device.type == "cpu" else torch.arange(batch, device=valid.device)
         more = tries.of(rows).blocks & free[rows, None]  # [R, T, N]
         enough = more.sum(2) >= min_context
         first = more.gather(1, enough.int().argmax(1)[:, None, None].expand(-1, 1, n_tokens)).squeeze(1)
-        context[rows] = torch.where(enough.any(1, keepdim=True), first, free[rows])
+        other = torch.where(enough.any(1, keepdim=True), first, free[rows])
+        context[rows] = torch.where(short[rows, None], other, context[rows])
     return _repair(Mask(context, targets), valid, generator)
 
 
@@ -248,7 +249,9 @@ def _repair(mask: Mask, valid: Tensor, generator) -> Mask:
     """
     context, targets = mask
     two = valid.sum(1) >= 2
-    if not (two & ~(context.any(1) & _any(targets).any(1))).any():
+    # One number is always drawn, so that what comes later does not depend on whether a row needed the repair.
+    generator = _fork(generator)
+    if not _asks(two & ~(context.any(1) & _any(targets).any(1))):
         return mask  # nearly always, and random numbers for every token are what costs most here
     slots = torch.arange(valid.shape[1], device=valid.device)
 
@@ -265,6 +268,18 @@ def _repair(mask: Mask, valid: Tensor, generator) -> Mask:
 
 
 # ---------------------------------------------------------------------------------------------------- helpers
+
+
+def _asks(rows: Bool[Tensor, " B"]) -> bool:
+    """Whether any row needs something rare. A GPU is not asked, since the step would wait for its answer."""
+    return rows.device.type != "cpu" or bool(rows.any())
+
+
+def _fork(generator: torch.Generator | None) -> torch.Generator:
+    """A generator of its own, seeded by one draw from this one."""
+    device = "cpu" if generator is None else generator.device
+    seed = torch.randint(2**62, (1,), generator=generator, device=device)
+    return torch.Generator(device).manual_seed(int(seed))
 
 
 def _any(targets: Bool[Tensor, "B M N"]) -> Bool[Tensor, "B N"]:

@@ -93,6 +93,8 @@ def vicreg(
         raise ValueError(f"cov_norm must be 'paper' or 'mean', got {cov_norm!r}")
     z1, z2 = _rows(z1), _rows(z2)
     if use_fused(implementation, z1, z1.numel(), _FUSED_FROM):
+        dtype = torch.promote_types(z1.dtype, z2.dtype)
+        z1, z2 = z1.to(dtype), z2.to(dtype)
         dim = z1.shape[1]
         divisor = dim if cov_norm == "paper" else max(dim * (dim - 1), 1)
         loss, values = vicreg_terms(z1, z2, (invariance, variance, covariance), divisor)

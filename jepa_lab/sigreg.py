@@ -40,7 +40,8 @@ def sigreg(
     Args:
         generator: draws the directions, on its own device; None uses torch's default one.
         implementation: "dense" is `epps_pulley`, which holds all angles at once; "fused" gives the same value and
-            gradient a block of slices at a time, but no second derivative; "auto" takes "fused" for many values on the
+            gradient a block of slices at a time, but no second derivative, and loses digits with many knots (1e-6 of
+            the value at 17, 1e-4 at 200); "auto" takes "fused" for many values on the
             CPU. (On a GPU the dense form is as fast up to a gigabyte of angles.)
     Shapes: z [B, D], or [V, B, D] -> scalar.
     Raises: ValueError on another number of axes, fewer than 2 rows, sizes that make no sense, or an unknown

@@ -107,14 +107,21 @@ def test_every_loss_is_raced(loss):
     assert {"dense", "fused", "limit"} <= set(row["times"]) == set(row["spent"])
     assert all(0 < t["best_ms"] <= t["q1_ms"] <= t["median_ms"] <= t["q3_ms"] for t in row["times"].values())
     assert row["peak_bytes"]["dense"] > 0 and row["peak_bytes"]["fused"] > 0
+    # whatever ran before: the gradients of the race are not freed inside the measured call
+    assert losses.measure(loss, 40, 6, seconds=0.01)["peak_bytes"] == row["peak_bytes"]
 
 
 def test_what_differs_is_not_compared():
-    z = torch.randn(4, 3, requires_grad=True)
+    z, w = torch.randn(2, 4, 3).unbind()
+    z.requires_grad_(), w.requires_grad_()
     with pytest.raises(ValueError, match="other gives another value or gradient"):
-        losses.check({"dense": lambda: z.sum(), "other": lambda: 1.01 * z.sum()}, z)
+        losses.check({"dense": lambda: z.sum(), "other": lambda: 1.01 * z.sum()}, z, w)
     with pytest.raises(ValueError, match="other gives another value or gradient"):
-        losses.check({"dense": lambda: z.sum(), "other": lambda: z.sum().detach() + 0 * z.sum()}, z)
+        losses.check({"dense": lambda: z.sum(), "other": lambda: torch.nan * z.sum()}, z, w)
+    with pytest.raises(ValueError, match="other gives another value or gradient"):
+        losses.check({"dense": lambda: (z + w).sum(), "other": lambda: (z + w.detach()).sum()}, z, w)
+    with pytest.raises(ValueError, match="other gives another value or gradient"):
+        losses.check({"dense": lambda: z.sum(), "other": lambda: z.sum().detach() + 0 * z.sum()}, z, w)
 
 
 def test_a_race_takes_turns_and_measures_what_is_slow():
@@ -133,6 +140,7 @@ def test_a_race_takes_turns_and_measures_what_is_slow():
         "ratio_median": 4.0,
         "ratio_q1": 3.5,
         "ratio_q3": 4.0,
+        "rounds": 3,
     }
 
 

@@ -73,13 +73,49 @@ def test_value_gradient_and_metrics_are_those_of_the_dense_form(name, dtype, sha
     assert_same(*both(LOSSES[name], z1, z2), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("temperature", [0.005, 0.01, 0.03, 10.0])
+@pytest.mark.parametrize("temperature", [0.005, 0.0105, 0.024, 0.03, 10.0])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("loss", [nt_xent, info_nce])
 def test_every_temperature(loss, dtype, temperature, blocks):
     z1, z2 = randn(8, 3).to(dtype), randn(8, 3, seed=1).to(dtype)
     # A logit is a cosine over the temperature, and so is its rounding.
     assert_same(*both(loss, z1, z2, temperature=temperature), TOLERANCE[dtype] * max(1, 0.1 / temperature))
+
+
+@pytest.mark.parametrize("temperature", [0.0105, 0.024, 0.026])
+@pytest.mark.parametrize("loss", [nt_xent, info_nce])
+def test_no_sum_overflows_at_its_shift(loss, temperature):
+    """Equal rows: every logit is 1 / temperature, and exp(1 / 0.0105) times a few is near the end of float32."""
+    z = torch.ones(600, 3) + 0.01 * randn(600, 3).float()
+    dense, fused = both(loss, z, z.roll(1, 0), temperature=temperature)
+    (dense[2].pop("accuracy"), fused[2].pop("accuracy"))  # hangs on the last digit of nearly equal rows
+    assert_same(dense, fused, 2e-4)
+
+
+@pytest.mark.parametrize("loss", [nt_xent, info_nce])
+def test_a_solved_task_costs_nothing(loss):
+    z = torch.eye(8)
+    value = loss(z, z, temperature=0.02, implementation="fused")[0]
+    assert 0 <= value.item() < 1e-7
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_leaves_the_fused_losses_in_full_precision(name):
+    z1, z2 = (randn(9, 4, seed=seed).float().requires_grad_() for seed in (0, 1))
+
+    def found():
+        value = LOSSES[name](z1, z2, implementation="fused")[0]
+        return value, torch.autograd.grad(value, (z1, z2))
+
+    value, grads = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        other, slopes = found()
+    assert torch.equal(value, other) and all(torch.equal(a, b) for a, b in zip(grads, slopes, strict=True))
+
+
+def test_two_precisions_meet_in_the_higher():
+    z1, z2 = randn(6, 3).requires_grad_(), randn(6, 3, seed=1).float().requires_grad_()
+    assert_same(*both(vicreg, z1, z2), 1e-6)
 
 
 def test_a_low_temperature_needs_its_shift():
@@ -200,8 +236,11 @@ def test_gradients_against_finite_differences(blocks):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_one_input_alone_and_no_second_derivative(name):
-    z1, z2 = randn(6, 4).requires_grad_(), randn(6, 4, seed=1)
+    z1, z2 = randn(6, 4), randn(6, 4, seed=1).requires_grad_()
     loss = LOSSES[name]
+    pair = [torch.autograd.grad(loss(z1, z2, implementation=how)[0], z2)[0] for how in ("fused", "dense")]
+    torch.testing.assert_close(*pair)
+    z1.requires_grad_()
     (fused,) = torch.autograd.grad(loss(z1, z2, implementation="fused")[0], z1, create_graph=True)
     (dense,) = torch.autograd.grad(loss(z1, z2, implementation="dense")[0], z1)
     torch.testing.assert_close(fused, dense)
@@ -256,6 +295,38 @@ def test_memory_grows_with_the_batch_not_its_square(loss, monkeypatch):
     assert dense > 3 * 4 * 1000**2  # what measures also sees a matrix
 
 
+def test_memory_as_the_package_is_set():
+    """No block size or limit moved: at 2048 rows the matrix is no longer kept."""
+    z = torch.randn(2, 2048, 16, requires_grad=True)
+    dense, fused = (peak_bytes(lambda how=how: nt_xent(*z, 0.1, how)[0].backward()) for how in ("dense", "fused"))
+    assert fused < dense / 10
+
+
+def test_what_needs_no_gradient_gets_none():
+    """Fixed sources and negatives: [B, K, D] would be the largest tensor of the backward pass."""
+    q, p = (torch.nn.functional.normalize(randn(64, 8, seed=s), dim=1) for s in (0, 1))
+    n = torch.nn.functional.normalize(randn(64, 400, 8, seed=2), dim=2)
+
+    def peak(*learning):
+        inputs = [x.detach().requires_grad_(learns) for x, learns in zip((q, p, n), learning, strict=True)]
+        total = panels.log_sum_exp_of_candidates(*inputs, 0.1)[0]
+        return peak_bytes(total.sum().backward), inputs[0].grad
+
+    (alone, grad), (everything, expected) = peak(True, False, False), peak(True, True, True)
+    torch.testing.assert_close(grad, expected)
+    assert everything - alone > 0.9 * n.nbytes
+
+
+def test_pairs_of_rows_that_are_not_contiguous():
+    u = torch.nn.functional.normalize(randn(4, 8), dim=0).T.requires_grad_()
+    (grad,) = torch.autograd.grad(pairs.log_sum_exp_of_pairs(u, 0.3)[0].sum(), u, create_graph=True)
+    straight = u.detach().contiguous().requires_grad_()
+    (expected,) = torch.autograd.grad(pairs.log_sum_exp_of_pairs(straight, 0.3)[0].sum(), straight)
+    torch.testing.assert_close(grad, expected)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        grad.sum().backward()
+
+
 def test_the_angles_of_all_slices_are_held_once():
     """The readable form holds them once for each knot; the work on a block of slices needs a few blocks."""
     z = torch.randn(1024, 8, requires_grad=True)
@@ -266,7 +337,7 @@ def test_the_angles_of_all_slices_are_held_once():
 
 @pytest.mark.parametrize("name", ["nt_xent", "sigreg"])
 def test_fused_is_faster_at_a_size_that_auto_takes(name):
-    """A ratio in one process, measured in turns: 2.6 for NT-Xent and above 8 for SIGReg; noise alone gives 1."""
+    """A ratio in one process, measured in turns: 2.6 for NT-Xent and above 4 for SIGReg; noise alone gives 1."""
     z1, z2 = torch.randn(2, 1024, 128, generator=torch.Generator().manual_seed(0))
     z1.requires_grad_()
     spent = {"dense": [], "fused": []}

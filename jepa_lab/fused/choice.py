@@ -1,6 +1,7 @@
 """Which form of a loss to use, and what all fused forms have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Literal
 
 import torch
@@ -35,6 +36,20 @@ def use_fused(implementation: str, like: Tensor, size: int, thresholds: Mapping[
 def block_size(sizes: Mapping[str, int], like: Tensor) -> int:
     """The block for the device of `like`: what stays in the cache of a CPU, what fills a GPU."""
     return sizes.get(like.device.type, sizes["cuda"])
+
+
+def full_precision(method: Callable) -> Callable:
+    """For forward and backward of the fused losses: autocast would make their products, but not their sums, in half
+    precision."""
+
+    @wraps(method)
+    def run(ctx, first: Tensor, *rest):
+        if not torch.is_autocast_enabled(first.device.type):
+            return method(ctx, first, *rest)
+        with torch.autocast(first.device.type, enabled=False):
+            return method(ctx, first, *rest)
+
+    return run
 
 
 class _Once(torch.autograd.Function):

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_lab.fused.choice import once
+from jepa_lab.fused.choice import full_precision, once
 
 
 def vicreg_terms(
@@ -32,6 +32,7 @@ def vicreg_terms(
 
 class _VICReg(torch.autograd.Function):
     @staticmethod
+    @full_precision
     def forward(ctx, z1, z2, weights, divisor, target_std, eps):
         rows, dim = z1.shape
         needs = ctx.needs_input_grad[:2]
@@ -65,6 +66,7 @@ class _VICReg(torch.autograd.Function):
         return weights[0] * invariance + weights[1] * variance + weights[2] * covariance, terms
 
     @staticmethod
+    @full_precision
     def backward(ctx, grad, _):
         z1, z2, *grads = ctx.saved_tensors
         grads = iter(grads)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_lab.fused.choice import KEPT, SAFE, block_size, once
+from jepa_lab.fused.choice import KEPT, SAFE, block_size, full_precision, once
 
 BLOCK = {"cpu": 384, "cuda": 8192}
 
@@ -37,12 +37,13 @@ def _blocks(n: int, size: int):
 
 class _Pairs(torch.autograd.Function):
     @staticmethod
+    @full_precision
     def forward(ctx, u: Tensor, temperature: float):
-        u = u.contiguous()
+        given, u = u, u.contiguous()
         n = len(u)
         scaled = u * (math.log2(math.e) / temperature)  # its products are logits to the base 2
         plain = 1 / temperature <= SAFE
-        keep = plain and u.requires_grad and n * n <= KEPT
+        keep = plain and ctx.needs_input_grad[0] and n * n <= KEPT
         total = u.new_zeros(n)
         shift = u.new_zeros(n) if plain else u.new_full((n,), -torch.inf)
         positive, other = u.new_zeros(n), u.new_full((n,), -torch.inf)
@@ -63,12 +64,11 @@ class _Pairs(torch.autograd.Function):
                 for side, axis in sides:
                     high = torch.maximum(shift[side], logits.amax(axis))
                     fresh = (logits - high.unsqueeze(axis)).exp2_().sum(axis)
-                    # exp2(-inf) = 0 at the first block; a row without any candidate yet has -inf - -inf = NaN
-                    old = torch.where(total[side] > 0, total[side] * (shift[side] - high).exp2(), 0.0)
-                    total[side] = old + torch.where(high > -torch.inf, fresh, 0.0)
+                    # At a row's first block, where high is finite, the old sum is 0 and its factor too.
+                    total[side] = total[side] * (shift[side] - high).exp2() + fresh
                     shift[side] = high
         log2 = total.log2() + shift
-        ctx.save_for_backward(u, log2, *kept)
+        ctx.save_for_backward(given, log2, *kept)
         ctx.temperature = temperature
         to_cosine = temperature * math.log(2)
         positive, other = positive * to_cosine, other * to_cosine
@@ -76,9 +76,11 @@ class _Pairs(torch.autograd.Function):
         return log2 * math.log(2), positive, other
 
     @staticmethod
+    @full_precision
     def backward(ctx, grad: Tensor, *_):
-        u, log2, *kept = ctx.saved_tensors
+        given, log2, *kept = ctx.saved_tensors
         with torch.no_grad():
+            u = given.contiguous()
             scaled = u * (math.log2(math.e) / ctx.temperature)
             plain = 1 / ctx.temperature <= SAFE
             weight = grad * (-log2).exp2() if plain else None  # of the unshifted exponential of row i
@@ -101,7 +103,7 @@ class _Pairs(torch.autograd.Function):
                 if rows != columns:
                     out[columns].addmm_(mixed.T, u[rows])
             out /= ctx.temperature
-        return once(out, u, grad), None
+        return once(out, given, grad), None
 
 
 def _look(logits, rows, columns, sides, half, positive, other) -> None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jepa_lab.fused.choice import KEPT, SAFE, block_size, once
+from jepa_lab.fused.choice import KEPT, SAFE, block_size, full_precision, once
 
 PANEL = {"cpu": 256, "cuda": 8192}
 
@@ -53,6 +53,7 @@ def _logits(rows: slice, scaled, p, negatives, ignore, ignore_negatives) -> Tens
 
 class _Candidates(torch.autograd.Function):
     @staticmethod
+    @full_precision
     def forward(ctx, q, p, negatives, temperature, ignore, ignore_negatives):
         n = len(q)
         candidates = n + (0 if negatives is None else negatives.shape[1])
@@ -91,6 +92,7 @@ class _Candidates(torch.autograd.Function):
         return (total.log2() + shift) * math.log(2), positive, other, mean
 
     @staticmethod
+    @full_precision
     def backward(ctx, grad, *_):
         q, p, negatives, ignore, ignore_negatives, total, shift, *kept = ctx.saved_tensors
         temperature, plain = ctx.how
@@ -99,21 +101,25 @@ class _Candidates(torch.autograd.Function):
             scaled = q * (math.log2(math.e) / temperature)
             share = (grad / (total * temperature))[:, None]
             weighted = q * share
-            dq, dp = torch.empty_like(q), torch.zeros_like(p)
-            dn = None if negatives is None else torch.empty_like(negatives)
+            for_q, for_p, for_n = ctx.needs_input_grad[:3]
+            dq, dp = torch.empty_like(q) if for_q else None, torch.zeros_like(p) if for_p else None
+            dn = torch.empty_like(negatives) if for_n else None
             for i, rows in enumerate(_panels(n, block_size(PANEL, q))):
                 if kept:
                     power = kept[i]
                 else:
                     power = _logits(rows, scaled, p, negatives, ignore, ignore_negatives)
                     power = (power if plain else power.sub_(shift[rows, None])).exp2_()
-                torch.mm(power[:, :n], p, out=dq[rows])
-                dp.addmm_(power[:, :n].T, weighted[rows])
-                if dn is not None:
-                    own = power[:, n:]
-                    dq[rows] += torch.einsum("bk,bkd->bd", own, negatives[rows])
+                own = power[:, n:]  # negatives of its own, if there are any
+                if for_q:
+                    torch.mm(power[:, :n], p, out=dq[rows])
+                    if negatives is not None:
+                        dq[rows] += torch.einsum("bk,bkd->bd", own, negatives[rows])
+                if for_p:
+                    dp.addmm_(power[:, :n].T, weighted[rows])
+                if for_n:
                     torch.mul(own[..., None], weighted[rows, None], out=dn[rows])
-            dq *= share
+            if for_q:
+                dq *= share
         inputs = [x for x in (q, p, negatives, grad) if x is not None]
-        dn = None if dn is None else once(dn, *inputs)
-        return once(dq, *inputs), once(dp, *inputs), dn, None, None, None
+        return *(None if one is None else once(one, *inputs) for one in (dq, dp, dn)), None, None, None

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_lab.fused.choice import block_size, once
+from jepa_lab.fused.choice import block_size, full_precision, once
 
 VALUES = {"cpu": 2**17, "cuda": 2**22}  # of a block of slices: its handful of buffers then stays in a CPU's cache
 
@@ -27,6 +27,7 @@ def epps_pulley_of_slices(
 
 class _Slices(torch.autograd.Function):
     @staticmethod
+    @full_precision
     def forward(ctx, z, directions, step, weights):
         rows, slices = len(z), directions.shape[1]
         need = ctx.needs_input_grad[0]
@@ -49,6 +50,7 @@ class _Slices(torch.autograd.Function):
         return total * (rows / slices)
 
     @staticmethod
+    @full_precision
     def backward(ctx, grad):
         z, mine = ctx.saved_tensors
         with torch.no_grad():
