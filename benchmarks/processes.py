@@ -23,10 +23,9 @@ def measure() -> list[dict]:
     found = {name: _run(*how) for name, how in WAYS.items()}
     rows = []
     for i, batch in enumerate(BATCHES):
-        row = {f"{name}_rows_per_second": rates[i] for name, rates in found.items()}
-        rows.append(
-            {"batch": batch, **row, "ratio": float(f"{found['two_processes'][i] / found['one_process'][i]:.4g}")}
-        )
+        rates = {f"{name}_rows_per_second": values[i] for name, values in found.items()}
+        ratio = rates["two_processes_rows_per_second"] / rates["one_process_rows_per_second"]
+        rows.append({"batch": batch, **rates, "ratio": float(f"{ratio:.4g}")})
     return rows
 
 
