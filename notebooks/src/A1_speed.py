@@ -969,11 +969,8 @@ speed_plots.over_batch(
 )
 
 # %% mystnb={"image": {"alt": "For each objective three marks on a logarithmic axis of rows a second: one core with batches of 64 and a GPU with batches of 64 lie close together, a GPU with batches of 4096 lies tens of times to the right."}}
-runs = {
-    "one core, 64": speed["objectives"],
-    "GPU, 64": gpu["objectives"],
-    "GPU, 4096": gpu["large"],
-}
+runs = {"one core, 64": speed["objectives"], "GPU, 64": gpu["objectives"]}
+runs["GPU, 4096"] = gpu["large"]
 rates = {
     name: {one["objective"]: one["rows_per_second"] for one in rows}
     for name, rows in runs.items()
@@ -997,8 +994,8 @@ assert small["jepa"] < 3 * core["jepa"] and many["jepa"] > 20 * core["jepa"]
 speed_plots.rates(rates)
 
 # %% [markdown]
-# At the size of the chapters a GPU gains little over one core, less than four times for every objective. Each of the hundreds of operations that the profile
-# counted has to be asked for, and that takes longer than the work itself: up to 1,024 rows the curves are nearly flat, far above their
+# At the size of the chapters a GPU gains little over one core, less than four times for every objective. Each of the hundreds of
+# operations that the profile counted has to be asked for, and that takes longer than the work itself: up to 1,024 rows the curves are nearly flat, far above their
 # limit. With 4,096 images a step the same objectives make tens of times as many images a second. So the tricks of this chapter change
 # places:
 #
