@@ -18,7 +18,7 @@ from jepa_lab.regularisers import check_views
 # Rows B from which implementation="auto" takes the fused form. On the CPU it wins from fewer on; below, stored results
 # would change in their last digits for the sake of milliseconds. On a GPU the matrix must be large before it costs more
 # than the additional calls.
-_FUSED_FROM = {"cpu": 1024, "cuda": 8192}
+_FUSED_FROM = {"cpu": 1024, "gpu": 8192}
 # Width up to which "auto" takes the fused InfoNCE: it makes one matrix product again that the dense form stores.
 _FUSED_INFO_NCE_UP_TO = 512
 

@@ -18,7 +18,7 @@ from jepa_lab.fused import Implementation, use_fused, vicreg_terms
 CovNorm = Literal["paper", "mean"]
 # Values B D of a view from which implementation="auto" takes the fused VICReg: on the CPU above the sizes of the stored
 # results, on a GPU from the smallest that was measured.
-_FUSED_FROM = {"cpu": 2**17, "cuda": 2**15}
+_FUSED_FROM = {"cpu": 2**17, "gpu": 2**15}
 
 
 def variance_term(z: Float[Tensor, "B D"], target_std: float = 1.0, eps: float = 1e-4) -> Float[Tensor, ""]:

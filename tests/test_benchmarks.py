@@ -32,7 +32,7 @@ ASKED += ["multi-block masks, 14 x 14", "AdamW and EMA, notebook size", "JEPA st
 
 def check_speed(result):
     """Complaints about a stored speed file."""
-    gpu = result.get("device") == "cuda"
+    gpu = result.get("name") == "speed_gpu"
     complaints = [f"{key}: missing or unknown" for key in (KEYS | ({"large"} if gpu else set())) ^ result.keys()]
     if complaints:
         return complaints

@@ -10,6 +10,7 @@ from benchmarks.memory import peak_bytes
 from jepa_lab import contrast, regularisers, sigreg
 from jepa_lab.fused import pairs, panels, slices
 from jepa_lab.losses import info_nce, lejepa, nt_xent, vicreg
+from jepa_lab.recipe import pick_device
 from jepa_lab.sigreg import sigreg as sigreg_loss
 from tests.tensors import randn
 
@@ -132,7 +133,7 @@ def test_a_low_temperature_needs_its_shift():
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", LOSSES)
 def test_on_a_gpu(name, dtype, shape):
-    z1, z2 = (randn(*shape, seed=seed).to("cuda", dtype) for seed in (0, 1))
+    z1, z2 = (randn(*shape, seed=seed).to(pick_device(), dtype) for seed in (0, 1))
     assert_same(*both(LOSSES[name], z1, z2), TOLERANCE[dtype])
     for temperature in (0.01, 10.0) if name in ("nt_xent", "info_nce") else ():
         dense, fused = both(LOSSES[name], z1, z2, temperature=temperature)

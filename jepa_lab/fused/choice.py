@@ -16,11 +16,11 @@ SAFE = 40.0
 
 
 def use_fused(implementation: str, like: Tensor, size: int, thresholds: Mapping[str, int]) -> bool:
-    """Whether the fused form is to be used: "auto" takes it from `thresholds[device]` on, where it was measured to be
-    no slower.
+    """Whether the fused form is to be used: "auto" takes it from the threshold of this kind of device on ("cpu", or "gpu"
+    for those of CUDA), where it was measured to be no slower.
 
-    On a kind of device that is not in `thresholds` nobody has measured, or it did not pay: there "auto" stays with the
-    dense form, and "fused" works all the same.
+    On a kind that is not in `thresholds` nobody has measured, or it did not pay: there "auto" stays with the dense form,
+    and "fused" works all the same.
 
     Raises: ValueError for an unknown `implementation`.
     """
@@ -29,13 +29,17 @@ def use_fused(implementation: str, like: Tensor, size: int, thresholds: Mapping[
             f"implementation must be 'auto', 'dense' or 'fused', got {implementation!r}; leave it out for 'auto'"
         )
     if implementation == "auto":
-        return size >= thresholds.get(like.device.type, float("inf"))
+        return size >= thresholds.get(_kind(like), float("inf"))
     return implementation == "fused"
 
 
 def block_size(sizes: Mapping[str, int], like: Tensor) -> int:
     """The block for the device of `like`: what stays in the cache of a CPU, what fills a GPU."""
-    return sizes.get(like.device.type, sizes["cuda"])
+    return sizes["cpu" if like.device.type == "cpu" else "gpu"]
+
+
+def _kind(like: Tensor) -> str:
+    return "gpu" if like.is_cuda else like.device.type
 
 
 def full_precision(method: Callable) -> Callable:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jepa_lab.fused.choice import KEPT, SAFE, block_size, full_precision, once
 
-BLOCK = {"cpu": 384, "cuda": 8192}
+BLOCK = {"cpu": 384, "gpu": 8192}
 
 
 def log_sum_exp_of_pairs(

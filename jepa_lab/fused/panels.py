@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jepa_lab.fused.choice import KEPT, SAFE, block_size, full_precision, once
 
-PANEL = {"cpu": 256, "cuda": 8192}
+PANEL = {"cpu": 256, "gpu": 8192}
 
 
 def log_sum_exp_of_candidates(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepa_lab.fused.choice import block_size, full_precision, once
 
-VALUES = {"cpu": 2**17, "cuda": 2**22}  # of a block of slices: its handful of buffers then stays in a CPU's cache
+VALUES = {"cpu": 2**17, "gpu": 2**22}  # of a block of slices: its handful of buffers then stays in a CPU's cache
 
 
 def epps_pulley_of_slices(
