@@ -16,11 +16,11 @@ SAFE = 40.0
 
 
 def use_fused(implementation: str, like: Tensor, size: int, thresholds: Mapping[str, int]) -> bool:
-    """Whether the fused form is to be used: "auto" takes it from the threshold of this kind of device on ("cpu", or "gpu"
-    for those of CUDA), where it was measured to be no slower.
+    """Whether the fused form is to be used: "auto" takes it from the threshold of this kind of device on, where it was
+    measured to be no slower. The kinds are "cpu" and, for those of CUDA, "gpu".
 
-    On a kind that is not in `thresholds` nobody has measured, or it did not pay: there "auto" stays with the dense form,
-    and "fused" works all the same.
+    On a kind that is not in `thresholds` nobody has measured, or it did not pay: there "auto" stays with the dense
+    form, and "fused" works all the same.
 
     Raises: ValueError for an unknown `implementation`.
     """
