@@ -108,6 +108,11 @@ class Accelerated(SingleDevice):
         if self.rank:
             # With equal random numbers all processes would drop the same units. Rank 0 goes on as one process would.
             torch.manual_seed(torch.initial_seed() + self.rank)
+        if getattr(objective, "some_without_gradient", False):
+            from accelerate import DistributedDataParallelKwargs
+
+            # Without it the processes wait for ever for the gradients of frozen parameters.
+            self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         # accelerate puts the mixed precision into the forward method for good, so it gets one that is thrown away.
         return self.accelerator.prepare(_Loss(objective), optimizer)
 

@@ -3,8 +3,11 @@
 Four tiers, from confusable to obvious: `in_topic`, another source of the pair's topic; `adjacent`, a source of one of
 the nearest other topics; `similar`, one of the most similar sources of other topics; `random`, any other source.
 
-Book: chapter 12.
+Book: chapters 12, 14.
 """
+
+import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +16,47 @@ from torch import Tensor
 TIERS = ("in_topic", "adjacent", "similar", "random")
 ADJACENT = 3  # how many of the nearest other topics count as adjacent
 SIMILAR = 32  # how many of the most similar sources of other topics the third tier draws from
+
+
+@dataclass(frozen=True)
+class NegativesConfig:
+    """`n_neg` negatives a pair (0 = none), divided over the four tiers in the proportions of `tiers`; drawn anew every
+    `refresh_every` epochs (0 = never)."""
+
+    n_neg: int = 4
+    tiers: tuple[float, float, float, float] = (0.5, 0.25, 0.125, 0.125)
+    refresh_every: int = 1
+
+    def __post_init__(self):
+        check_tiers("negatives", self.n_neg, self.tiers, self.refresh_every)
+
+    def slots(self) -> list[int]:
+        """The tier of each of the n_neg negatives."""
+        return tier_slots(self.n_neg, self.tiers)
+
+
+def check_tiers(section: str, n_neg: int, tiers: tuple[float, ...], refresh_every: int) -> None:
+    """Raises: ValueError naming the setting of a configuration's `section` that is out of range."""
+    if len(tiers) != len(TIERS) or not are_shares(tiers):
+        raise ValueError(f"{section}.tiers must be four shares ({', '.join(TIERS)}), one > 0, got {tiers}")
+    for name, value in {"n_neg": n_neg, "refresh_every": refresh_every}.items():
+        if value < 0:
+            raise ValueError(f"{section}.{name} must not be negative, got {value}")
+
+
+def tier_slots(n_neg: int, tiers: tuple[float, ...]) -> list[int]:
+    """The tier of each of n_neg negatives: the proportions, rounded so that they add up."""
+    exact = [n_neg * share / sum(tiers) for share in tiers]
+    counts = [int(value) for value in exact]
+    by_rest = sorted(range(len(tiers)), key=lambda i: counts[i] - exact[i])
+    for i in by_rest[: n_neg - sum(counts)]:
+        counts[i] += 1
+    return [tier for tier, count in enumerate(counts) for _ in range(count)]
+
+
+def are_shares(values: tuple[float, ...]) -> bool:
+    """Whether these can be proportions: none negative or infinite, and one positive."""
+    return all(0 <= value < math.inf for value in values) and sum(values) > 0
 
 
 class Tiers:

@@ -8,7 +8,6 @@ Book: chapter 12.
 """
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jepa_lab.batches import Epoch
-from jepa_lab.data.negatives import TIERS, Tiers
+from jepa_lab.data.negatives import Tiers, are_shares, check_tiers, tier_slots
 from jepa_lab.data.text import Pairs
 from jepa_lab.data.text_encoders import TextEncoder, TfidfEncoder
 
@@ -51,15 +50,11 @@ class SteeringConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"steering.{name} must lie in [0, 1], got {getattr(self, name)}")
         shares = (self.centroid, self.keyword, self.residual)
-        if not _are_shares(shares):
+        if not are_shares(shares):
             raise ValueError(
                 f"steering.centroid, keyword and residual must be shares of which one is > 0, got {shares}"
             )
-        if len(self.tiers) != len(TIERS) or not _are_shares(self.tiers):
-            raise ValueError(f"steering.tiers must be four shares ({', '.join(TIERS)}), one > 0, got {self.tiers}")
-        for name in ("n_neg", "refresh_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"steering.{name} must not be negative, got {getattr(self, name)}")
+        check_tiers("steering", self.n_neg, self.tiers, self.refresh_every)
 
     def shares(self, progress: float) -> Tensor:
         """Probability of each of `VARIANTS` at a progress in [0, 1]."""
@@ -70,17 +65,8 @@ class SteeringConfig:
         return torch.cat([torch.tensor([zero], dtype=torch.float64), (1 - zero) * rest / rest.sum()])
 
     def slots(self) -> list[int]:
-        """The tier of each of the n_neg negatives: the proportions, rounded so that they add up."""
-        exact = [self.n_neg * share / sum(self.tiers) for share in self.tiers]
-        counts = [int(value) for value in exact]
-        by_rest = sorted(range(len(TIERS)), key=lambda i: counts[i] - exact[i])
-        for i in by_rest[: self.n_neg - sum(counts)]:
-            counts[i] += 1
-        return [tier for tier, count in enumerate(counts) for _ in range(count)]
-
-
-def _are_shares(values: tuple[float, ...]) -> bool:
-    return all(0 <= value < math.inf for value in values) and sum(values) > 0
+        """The tier of each of the n_neg negatives."""
+        return tier_slots(self.n_neg, self.tiers)
 
 
 class SteeringDataset:

@@ -40,6 +40,7 @@ __all__ = [
 CORPUS_SHA256 = "99b0905c2264878b16bd8de66eae3487d6c9df73eeed851dadd17714f327e079"
 
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+SPLITS = ("pair", "topic", "package")
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class Pairs:
     def topics(self) -> tuple[str, ...]:
         """The distinct topics, sorted."""
         return tuple(sorted(set(self.topic)))
+
+    @cached_property
+    def package(self) -> tuple[str, ...]:
+        """The package of each pair, the part of its topic before the first dot."""
+        return tuple(topic.partition(".")[0] for topic in self.topic)
 
     @cached_property
     def topic_index(self) -> Int[Tensor, " n"]:
@@ -173,16 +179,16 @@ def split(pairs: Pairs, seed: int, by: str = "pair") -> dict[str, Int[Tensor, " 
     """Rows of "train", "validation" and "test": 70, 10 and 20 % of the pairs, sorted.
 
     by="pair" cuts every topic in these shares. by="topic" gives whole topics away, so that the topics of the test are
-    new; the shares are met as well as whole topics allow. Pairs with the same source never stand in two parts: by
-    "pair" all questions about one paragraph stay together, by "topic" two topics that share a source do.
+    new, by="package" whole packages; the shares are met as well as these allow. Pairs with the same source never stand
+    in two parts: by "pair" all questions about one paragraph stay together, otherwise two topics that share a source.
 
-    Raises: ValueError if `by` is another word, or there are too few sources or topics to fill three parts.
-    Book: chapter 12.
+    Raises: ValueError if `by` is another word, or there are too few sources, topics or packages to fill three parts.
+    Book: chapters 12, 14.
     """
-    if by not in ("pair", "topic"):
-        raise ValueError(f'by must be "pair" or "topic", got {by!r}')
+    if by not in SPLITS:
+        raise ValueError(f"by must be one of {', '.join(SPLITS)}, got {by!r}")
     rows, source = pairs.pool
-    group = source if by == "pair" else _linked_topics(pairs)
+    group = source if by == "pair" else _linked(pairs, pairs.topic if by == "topic" else pairs.package)
     n_groups = int(group.max()) + 1
     strata = pairs.topic_index[rows] if by == "pair" else torch.zeros(n_groups, dtype=torch.long)
     order = stratified_order(strata, seed)
@@ -193,18 +199,19 @@ def split(pairs: Pairs, seed: int, by: str = "pair") -> dict[str, Int[Tensor, " 
     index = {name: (part[group] == i).nonzero()[:, 0] for i, name in enumerate(SHARES)}
     empty = [name for name, members in index.items() if len(members) == 0]
     if empty:
-        what = "sources" if by == "pair" else "topics"
+        what = {"pair": "sources", "topic": "topics", "package": "packages"}[by]
         raise ValueError(f"pairs: {n_groups} separate {what} are too few, nothing is left for {', '.join(empty)}")
     return index
 
 
-def _linked_topics(pairs: Pairs) -> Int[Tensor, " n"]:
-    """The group of each pair: topics that share a source belong to one group."""
-    topic, source = pairs.topic_index.numpy(), pairs.pool[1].numpy()
-    n = len(pairs.topics) + int(source.max()) + 1
-    links = coo_array((np.ones(len(pairs)), (topic, source + len(pairs.topics))), shape=(n, n))
-    # The first nodes are the topics, so the groups are numbered in their order.
-    return torch.from_numpy(connected_components(links, directed=False)[1][topic]).long()
+def _linked(pairs: Pairs, name: Sequence[str]) -> Int[Tensor, " n"]:
+    """The group of each pair: names (of topics or packages) that share a source belong to one group."""
+    distinct = tuple(sorted(set(name)))
+    named, source = _places(name, distinct).numpy(), pairs.pool[1].numpy()
+    n = len(distinct) + int(source.max()) + 1
+    links = coo_array((np.ones(len(pairs)), (named, source + len(distinct))), shape=(n, n))
+    # The first nodes are the names, so the groups are numbered in their order.
+    return torch.from_numpy(connected_components(links, directed=False)[1][named]).long()
 
 
 class Embedded(NamedTuple):

@@ -33,11 +33,11 @@ CONTROLS = ("baselines",)
 @dataclass(frozen=True)
 class TextConfig:
     """Which pairs, how they are split and embedded. `settings` are keyword arguments of the loader; `split_by` topic
-    keeps the topics of the test out of the training."""
+    keeps the topics of the test out of the training, package its packages."""
 
     name: Literal["docstrings", "squad"] = "docstrings"
     settings: dict[str, Any] | None = None
-    split_by: Literal["pair", "topic"] = "pair"
+    split_by: Literal[text.SPLITS] = "pair"
     encoder: Literal[ENCODERS] = "lsa"
     dim: int = 256
 
@@ -149,7 +149,7 @@ def _load_task(name: str, settings: str, split_by: str, encoder: str, dim: int, 
         lexical=tuple(text.tfidf(pairs, index["train"])),
         ambiguous=ambiguous if ambiguous.any() else None,
         keywords=keyword_vectors(pairs.take(index["train"]), pairs.topics, fitted) if split_by == "pair" else None,
-        unseen_topics=split_by == "topic",
+        unseen_topics=split_by != "pair",
     )
 
 

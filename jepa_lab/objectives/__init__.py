@@ -2,12 +2,11 @@
 
     objective = build_objective("jepa", encoder, target="none")
 
-Book: chapters 01, 04, 06, 12, 13.
+Book: chapters 01, 04, 06, 12 to 14.
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from jepa_lab.nets import TokenEncoder
 from jepa_lab.objectives.base import Objective
 from jepa_lab.objectives.contrastive import Contrastive, ContrastiveConfig
 from jepa_lab.objectives.decorrelation import (
@@ -19,6 +18,7 @@ from jepa_lab.objectives.decorrelation import (
     VICRegConfig,
 )
 from jepa_lab.objectives.jepa import JEPA, JEPAConfig, MomentumConfig, PredictorConfig
+from jepa_lab.objectives.retrieval import Retrieval, RetrievalConfig
 from jepa_lab.objectives.routed import RoutedJasper, RoutedJasperConfig, RoutingLossConfig
 from jepa_lab.objectives.siamese import BYOL, BYOLConfig, SimSiam, SimSiamConfig
 from jepa_lab.objectives.steering import Jasper, JasperConfig, JasperLossConfig, TargetConfig
@@ -33,15 +33,16 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "jasper_routed": RoutedJasper,
     "jepa": JEPA,
     "lejepa": LeJEPA,
+    "retrieval": Retrieval,
     "simsiam": SimSiam,
     "supervised": Supervised,
     "vicreg": VICReg,
 }
 
 
-def build_objective(name: str, encoder: TokenEncoder | Tensor, config=None, seed: int = 0, **settings) -> Objective:
+def build_objective(name: str, encoder: nn.Module | Tensor, config=None, seed: int = 0, **settings) -> Objective:
     """The objective called `name` on this encoder (`jasper`, `jasper_routed`: on these centroids of the topics,
-    [K, D]), from its config object or from the config's fields as keywords.
+    [K, D]; `retrieval`: on one of `text_nets`), from its config object or from the config's fields as keywords.
 
     Raises: ValueError for an unknown name (lists the known ones), TypeError for an unknown setting.
     """
@@ -71,6 +72,8 @@ __all__ = [
     "MomentumConfig",
     "Objective",
     "PredictorConfig",
+    "Retrieval",
+    "RetrievalConfig",
     "RoutedJasper",
     "RoutedJasperConfig",
     "RoutingLossConfig",

@@ -20,7 +20,8 @@ class Objective(nn.Module, ABC):
 
     Config: ClassVar[type]
     family: ClassVar[str] = "images"  # the kind of data, and with it the settings, that a run from a config file has
-    representations: ClassVar[tuple[str, ...]] = ("pooled", "tokens")
+    representations: tuple[str, ...] = ("pooled", "tokens")
+    some_without_gradient: ClassVar[bool] = False  # whether a step may leave trainable parameters without a gradient
 
     def __init__(self, encoder: nn.Module, seed: int = 0):
         super().__init__()
