@@ -23,6 +23,7 @@ CELLS = range(30, 61)  # how many cells a chapter has
 CELL_LINES = 25  # of code
 SETUP_LINES = 8
 MAX_BYTES = 1_000_000
+CPU_SECONDS = 90  # of a chapter, as printed when its outputs were stored
 ALT_CHARACTERS = 15  # fewer cannot say what a figure shows
 CLOSING = ["Check your understanding", "What to remember", "Scale up", "References"]
 
@@ -30,6 +31,7 @@ ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/-])/(?:home|root|Users|work|tmp|usr|opt|mnt|var|private|builds|workspace)/|\b[A-Z]:\\\w"
 )
 DATA_URI = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=]+")
+COST = re.compile(r"^this chapter(?: so far)?: (\d+) s of CPU time", re.M)
 PROGRESS_BAR = re.compile(r"\d+%\|")
 
 
@@ -132,6 +134,14 @@ def check_number_of_cells(notebook):
 def check_cell_length(notebook):
     lengths = [(cell.execution_count, len(cell.source.splitlines())) for cell in code_cells(notebook)]
     return [f"cell {n} has {length} lines, more than {CELL_LINES}" for n, length in lengths if length > CELL_LINES]
+
+
+def check_cost(notebook):
+    """The stored cost is within the budget. A cell cannot assert that: on a busy machine any code takes longer."""
+    printed = [int(n) for _, output in outputs(notebook) for text in texts(output) for n in COST.findall(text)]
+    if len(printed) != 1:
+        return [f"the CPU time of the chapter is printed {len(printed)} times, not once"]
+    return [] if printed[0] <= CPU_SECONDS else [f"{printed[0]} s of CPU time, more than {CPU_SECONDS}"]
 
 
 def check_opening(notebook):
@@ -239,6 +249,7 @@ CHECKS = [
     check_size,
     check_number_of_cells,
     check_cell_length,
+    check_cost,
     check_opening,
     check_closing,
     check_questions,
@@ -302,7 +313,8 @@ def good_notebook():
                 new_output("display_data", {"text/html": '<div class="jepa-knob"><img alt="A bar." src="x"></div>'})
             ],
         ),
-        *[new_markdown_cell("Text.") for _ in range(22)],
+        new_code_cell("print(cost)", outputs=[new_output("stream", text="this chapter: 90 s of CPU time\n")]),
+        *[new_markdown_cell("Text.") for _ in range(21)],
         new_markdown_cell(f"## Check your understanding\n\n{answers}"),
         *[new_markdown_cell(f"## {name}\n\nText.") for name in CLOSING[1:]],
     ]
@@ -354,6 +366,8 @@ BAD = [
     (check_number_of_cells, "few", lambda nb: nb.update(cells=nb.cells[:29])),
     (check_number_of_cells, "many", lambda nb: nb.update(cells=nb.cells * 2)),
     (check_cell_length, "long", lambda nb: code_cells(nb)[1].update(source="x = 1\n" * 26)),
+    (check_cost, "costly", lambda nb: code_cells(nb)[4].outputs[0].update(text="this chapter: 91 s of CPU time")),
+    (check_cost, "no cost", lambda nb: code_cells(nb)[4].update(outputs=[])),
     (check_opening, "no title", lambda nb: nb.cells.pop(0)),
     (check_opening, "no claim", lambda nb: nb.cells[0].update(source="# Title")),
     (check_opening, "no glance", lambda nb: nb.cells.pop(1)),
