@@ -205,7 +205,7 @@ def tune_mix(
     return best
 
 
-def _mixed_row(task: SearchTask, method: str, part: str, first: Callable, second: Callable) -> tuple[Row, Callable]:
+def mixed_row(task: SearchTask, method: str, part: str, first: Callable, second: Callable) -> tuple[Row, Callable]:
     """The row of first + w x second with w tuned, and its scores, to mix further."""
     best = tune_mix(task, first, second)
 
@@ -224,16 +224,16 @@ def control_rows(task: SearchTask, part: str = "test") -> list[Row]:
         return lambda part, pool: by_cosine(query[task.parts[part]], s)
 
     plain = dict.fromkeys(POOLS, of(q)(part, ""))
-    rows = [_chance(task, part), row(task, "cosine", part, plain)]
+    rows = [chance_row(task, part), row(task, "cosine", part, plain)]
     # cos(q + a c, s) ranks as q.s + a c.s does: the length of a query changes no order.
-    rows.append(_mixed_row(task, "centroid arithmetic", part, of(q), _centroid_scores(task))[0])
+    rows.append(mixed_row(task, "centroid arithmetic", part, of(q), _centroid_scores(task))[0])
     ridge = {value: fit_ridge(task, value) for value in RIDGES}
     rows.append(_tuned_row(task, "ridge [q; c]", part, lambda part, value: of(ridge[value])(part, ""), RIDGES))
     rows.append(row(task, "topic filter", part, plain, by_topic=True))
     if task.lexical is not None:
-        words = _word_scores(task)
+        words = word_scores(task)
         rows.append(row(task, "TF-IDF", part, dict.fromkeys(POOLS, words(part, ""))))
-        rows.append(_mixed_row(task, "TF-IDF, steered", part, words, _centroid_scores(task))[0])
+        rows.append(mixed_row(task, "TF-IDF, steered", part, words, _centroid_scores(task))[0])
     return rows
 
 
@@ -241,7 +241,8 @@ def _centroid_scores(task: SearchTask) -> Callable[[str, str], Callable]:
     return lambda part, pool: by_cosine(task.own_centroid[task.parts[part]], task.source)
 
 
-def _word_scores(task: SearchTask) -> Callable[[str, str], Callable]:
+def word_scores(task: SearchTask) -> Callable[[str, str], Callable]:
+    """Scores by part and pool, as `mixed_row` takes them: words against words."""
     return lambda part, pool: by_words(task, part)
 
 
@@ -255,7 +256,7 @@ def fit_ridge(task: SearchTask, penalty: float) -> Float[Tensor, "n D"]:
     return ((x - mean_x) @ weights + mean_y).to(task.source.dtype)
 
 
-def _chance(task: SearchTask, part: str) -> Row:
+def chance_row(task: SearchTask, part: str) -> Row:
     """A random order of the pool, in expectation."""
     result: Row = {"method": "chance"}
     for pool in POOLS:
@@ -286,10 +287,10 @@ def model_rows(task: SearchTask, objective: Jasper, method: str, part: str = "te
         rows.append(row(task, f"{method}, {variant}", part, dict.fromkeys(POOLS, scores(part, variant))))
     rows.append(row(task, f"{method} + filter", part, dict.fromkeys(POOLS, steered), by_topic=True))
     if task.lexical is not None:
-        words, model = _word_scores(task), {name: scores(name) for name in {part, "validation"}}
-        rows.append(_mixed_row(task, f"{method} + TF-IDF", part, lambda part, pool: model[part], words)[0])
-        _, steered_words = _mixed_row(task, "TF-IDF, steered", part, words, _centroid_scores(task))
-        fused = _mixed_row(task, f"{method} + steered TF-IDF", part, steered_words, lambda part, pool: model[part])
+        words, model = word_scores(task), {name: scores(name) for name in {part, "validation"}}
+        rows.append(mixed_row(task, f"{method} + TF-IDF", part, lambda part, pool: model[part], words)[0])
+        _, steered_words = mixed_row(task, "TF-IDF, steered", part, words, _centroid_scores(task))
+        fused = mixed_row(task, f"{method} + steered TF-IDF", part, steered_words, lambda part, pool: model[part])
         rows.append(fused[0])
     return rows
 

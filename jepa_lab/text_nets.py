@@ -123,8 +123,8 @@ class WordTransformer(nn.Module):
 
     def forward(self, text: Int[Tensor, "*rest L"], weight: Float[Tensor, "*rest L"]) -> Float[Tensor, "*rest D"]:
         ids, valid = text.reshape(-1, text.shape[-1]), (weight != 0).reshape(-1, text.shape[-1])
-        place = torch.arange(ids.shape[1], device=ids.device)
         x = F.embedding(ids, self.vectors)
+        place = torch.arange(ids.shape[1], device=ids.device).float()
         x = x + sincos_1d(place, x.shape[-1]).to(x.dtype)
         h = masked_mean(self.transformer(x, valid), valid)
         return self.out(h).view(*text.shape[:-1], self.dim)

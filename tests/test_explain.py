@@ -4,7 +4,6 @@ import json
 import math
 from dataclasses import asdict, fields
 
-import jaxtyping
 import matplotlib
 import pytest
 import torch
@@ -79,14 +78,6 @@ def explainer(objective=None, **changes):
 
 def asked(n=5):
     return unit(n, D, seed=4), unit(n, D, seed=5)
-
-
-@pytest.fixture
-def unchecked():
-    """Our own messages, without the type checker of the tests in front of them."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize("make", [routed, plain])

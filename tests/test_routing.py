@@ -3,7 +3,6 @@
 import math
 from dataclasses import fields
 
-import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,14 +19,6 @@ from jepa_lab.routing_losses import (
 from tests.tensors import randn, shake
 
 B, D, K = 7, 6, 4
-
-
-@pytest.fixture
-def unchecked():
-    """Our own messages, without the type checker of the tests in front of them."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def router(k=K, **settings):

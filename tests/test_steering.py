@@ -4,7 +4,6 @@ import copy
 import math
 from dataclasses import replace
 
-import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,18 +26,6 @@ from tests.tensors import randn, shake
 BASE_YAML = "jepa_lab/configs/jasper_base.yaml"
 LOSSES = ("prediction", "contrastive", "centroid", "vicreg")
 TARGETS = ("raw", "ema", "stop_gradient", "none")
-
-
-def own_message():
-    """Our own messages, without the type checker of the tests in front of them."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-
-
-@pytest.fixture
-def unchecked():
-    own_message()
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # ------------------------------------------------------------------------------------------------- the predictor

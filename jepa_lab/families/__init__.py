@@ -13,6 +13,6 @@ more module.
 `before` is what `evaluate` returned before the first step.
 """
 
-from jepa_lab.families import images, text
+from jepa_lab.families import images, retrieval, text
 
-FAMILIES = {"images": images, "text": text}
+FAMILIES = {"images": images, "retrieval": retrieval, "text": text}
