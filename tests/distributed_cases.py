@@ -20,10 +20,12 @@ from jepa_lab.data.augment import Augmentation
 from jepa_lab.masking import MaskConfig
 from jepa_lab.nets import EncoderConfig, TokenEncoder, Tokens, Transformer, image_encoder
 from jepa_lab.objectives import OBJECTIVES, MomentumConfig, TwoView, build_objective
+from jepa_lab.objectives.retrieval import PhaseConfig, Retrieval, RetrievalConfig, RetrievalLossConfig
 from jepa_lab.objectives.routed import RoutedJasper, RoutedJasperConfig, RoutingLossConfig
 from jepa_lab.objectives.steering import Jasper, JasperConfig, TargetConfig
 from jepa_lab.predictors import DecomposedConfig, SteeringPredictorConfig
 from jepa_lab.routing import RouterConfig
+from jepa_lab.text_nets import Projection, RetrievalPredictorConfig
 
 WORLD = 2
 STEPS = 3
@@ -161,6 +163,21 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, list[dict[str, Tensor]]]]
 
         found[f"jasper_routed {rows} pairs {target} {sampling}"] = build
 
+    def add_retrieval(rows: int, architecture: str, **loss) -> None:
+        def build():
+            torch.manual_seed(0)
+            # Frozen in the first of the three steps, isotropic in the last.
+            weights = RetrievalLossConfig(1.0, 1.0, 1.0, 0.5, n_slices=16, **loss)
+            predictor = RetrievalPredictorConfig("residual", dropout=0.0)
+            phases = PhaseConfig(frozen_until=0.3, isotropy_from=0.5)
+            config = RetrievalConfig(architecture, predictor=predictor, loss=weights, phases=phases)
+            return Retrieval(Projection(6, 8), config, seed=1).double(), pairs(rows)
+
+        found[" ".join(["retrieval", str(rows), "pairs", architecture, *map(str, loss.values())])] = build
+
+    add_retrieval(8, "predictor", isotropy="sigreg")
+    add_retrieval(7, "asymmetric", isotropy="vicreg", stop_gradient=False)
+    add_retrieval(7, "bidirectional", contrast="attraction")
     add_routed("raw", 8, "gumbel")
     add_routed("ema", 7, "gumbel", refreshes=STEPS)
     add_routed("none", 7, "straight_through", router_first=0.5)
@@ -170,7 +187,8 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, list[dict[str, Tensor]]]]
 def train(objective: nn.Module, batches: list[dict[str, Tensor]], parallel: bool = False) -> dict[str, Tensor]:
     """Three steps of SGD: every loss, metric and gradient on the way, and the state at the end, under one name each."""
     # Buffers copied from rank 0 at every step would hide that the ranks have different ones.
-    model = DistributedDataParallel(objective, broadcast_buffers=False) if parallel else objective
+    options = {"broadcast_buffers": False, "find_unused_parameters": objective.some_without_gradient}
+    model = DistributedDataParallel(objective, **options) if parallel else objective
     optimizer = torch.optim.SGD((p for p in objective.parameters() if p.requires_grad), lr=0.02)
     seen = {}
     for step, batch in enumerate(batches):
@@ -182,7 +200,7 @@ def train(objective: nn.Module, batches: list[dict[str, Tensor]], parallel: bool
         seen[f"step {step} loss"] = loss.detach()
         seen |= {f"step {step} metric {name}": value for name, value in metrics.items()}
         seen |= {
-            f"step {step} gradient {n}": p.grad.clone() for n, p in objective.named_parameters() if p.requires_grad
+            f"step {step} gradient {n}": p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None
         }
         optimizer.step()
         objective.after_step(progress)
