@@ -492,7 +492,7 @@ FAULTS = [
     ),
     (lambda: NegativesConfig(n_neg=-1), "negatives.n_neg must not be negative, got -1"),
     (lambda: NegativesConfig(tiers=(0.0, 0.0, 0.0, 0.0)), "negatives.tiers must be four shares"),
-    (lambda: build_objective("retrieval", Projection(E, D), architectur="predictor"), "architectur"),
+    (lambda: build_objective("retrieval", Projection(E, D), architekture="predictor"), "architekture"),
 ]
 
 
