@@ -1,5 +1,6 @@
 """Run a configuration over its seeds and write one results file: the source of every table too long for a chapter."""
 
+import gc
 import hashlib
 import json
 import re
@@ -70,6 +71,7 @@ def run(config: Namespace, arguments: list[str], report: Callable[[str], None] =
             _write(path, result | {"runs": [*result["runs"], *known.values()]})
             if rank() == 0:
                 report(_line(one, result["runs"][-1]))
+            gc.collect()  # model and trainer refer to each other: their memory would pile up over a sweep
     return _write(path, result)
 
 

@@ -1,5 +1,6 @@
 """A run that is stopped, goes on, and is measured again, all by the one command."""
 
+import gc
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -248,6 +250,24 @@ def test_two_processes_train_as_one_by_the_one_command(tmp_path):
     for name, value in a.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             torch.testing.assert_close(b[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_sweep_does_not_keep_the_models_of_its_past_runs(tmp_path, monkeypatch):
+    models, alive = [], []
+    fit = Trainer.fit
+
+    def watched(self):
+        alive.append(sum(model() is not None for model in models))
+        models.append(weakref.ref(self.objective))
+        return fit(self)
+
+    monkeypatch.setattr(Trainer, "fit", watched)
+    gc.disable()  # it comes when it likes
+    try:
+        assert main(command(tmp_path, "--trainer.epochs=1", "--controls=[]", "--seeds", "0", "1")) == 0
+    finally:
+        gc.enable()
+    assert alive == [0, 0]
 
 
 def test_results_go_on_under_settings_that_change_no_number(tmp_path, capsys, monkeypatch):

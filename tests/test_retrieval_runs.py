@@ -169,6 +169,7 @@ def test_model_rows_search_with_what_they_say(trained):
     assert rows["m, mixed"]["mrr"] == pytest.approx(by_hand(task, q + best * p, y)["mrr"])
     test = task.search.parts["test"]
     assert rows["m"]["prediction_error"] == pytest.approx(float(1 - (p * y)[test].sum(1).mean()), abs=1e-6)
+    assert rows["m"]["source_std"] == pytest.approx(float(normalized_std(y[test])), rel=1e-4)
     words = torch.from_numpy((task.search.lexical[0] @ task.search.lexical[1].T).toarray())
     weight = rows["m + TF-IDF"]["parameter"]["part"]
     pool = task.search.pool("part", "test")

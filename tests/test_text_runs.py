@@ -105,6 +105,7 @@ def load_task_again():
     """Forget the tasks that are in memory: the second run reads texts and embeddings anew."""
     families.text._load_pairs.cache_clear()
     families.text._load_task.cache_clear()
+    families.retrieval._lsa_directions.cache_clear()
 
 
 def test_unseen_topics(tiny, capsys):

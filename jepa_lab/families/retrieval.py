@@ -3,11 +3,15 @@
 As in `families.text`, the seed of a run is the seed of its split too.
 """
 
+import json
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
 
 from jepa_lab.data import text
 from jepa_lab.data.negatives import NegativesConfig
@@ -86,9 +90,16 @@ def load(data: TextConfig, encoder: TextEncoderConfig, seed: int) -> RetrievalTa
         question, source = (ordered_words(fitted, texts, encoder.max_words) for texts in (pairs.question, pairs.source))
     start = None
     if encoder.start == "lsa":
-        lsa = text.fit_encoder(pairs, train, data.encoder, data.dim)
-        start = torch.from_numpy(lsa.svd.components_.T.copy()).float()
+        start = _lsa_directions(data.name, json.dumps(data.settings or {}), data.split_by, data.dim, seed)
     return RetrievalTask(search, question, source, words, start)
+
+
+@lru_cache(maxsize=8)  # a sweep comes back to each split
+def _lsa_directions(name: str, settings: str, split_by: str, dim: int, seed: int) -> Float[Tensor, "V D"]:
+    """The right singular vectors that `load_task` with these arguments embeds with, a row a word."""
+    data = TextConfig(name, json.loads(settings), split_by, "lsa", dim)
+    lsa = text.fit_encoder(load_pairs(data), load_task(data, seed).parts["train"], "lsa", dim)
+    return torch.from_numpy(lsa.svd.components_.T.copy()).float()
 
 
 def training_set(task: RetrievalTask, negatives: NegativesConfig, trainer: TrainConfig) -> RetrievalDataset:
