@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -494,6 +495,18 @@ def test_split_by_topic_shares_no_topic(corpus):
             assert abs(len(rows) / len(corpus) - share) < 0.02  # half of the largest topic at each cut
 
 
+def test_split_by_package_shares_no_package(corpus):
+    assert set(corpus.package) <= set(docstrings.PACKAGES) and corpus.package[0] == corpus.topic[0].split(".")[0]
+    tests = set()
+    for seed in range(5):
+        parts = split(corpus, seed, by="package")
+        assert_partition(corpus, parts)
+        packages = [{corpus.package[row] for row in rows.tolist()} for rows in parts.values()]
+        assert sum(map(len, packages)) == len(set(corpus.package)) == len(set.union(*packages))
+        tests.add(frozenset(packages[2]))
+    assert len(tests) > 1
+
+
 def test_questions_about_one_source_stay_together():
     for seed in range(30):
         draw = random.Random(seed)
@@ -523,8 +536,10 @@ def test_topics_that_share_a_source_stay_together():
 
 
 def test_splits_that_cannot_be():
-    with pytest.raises(ValueError, match='by must be "pair" or "topic", got \'body\''):
+    with pytest.raises(ValueError, match="by must be one of pair, topic, package, got 'body'"):
         split(toy_pairs(), 0, by="body")
+    with pytest.raises(ValueError, match="1 separate packages are too few"):
+        split(replace(toy_pairs(60), topic=tuple(f"t.{i % 4}" for i in range(60))), 0, by="package")
     with pytest.raises(ValueError, match="2 separate topics are too few"):
         split(toy_pairs(60, topics=2), 0, by="topic")
     same = Pairs(("a", "b", "c"), ("s", "s", "s"), ("t", "t", "t"), ("x", "y", "z"))
