@@ -6,17 +6,17 @@ Every function draws one mask per row of the batch, without a loop over rows. Ra
 Book: chapter 03.
 """
 
-import math
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from jepa_lab.rectangles import draw_rectangles, uniform
-from jepa_lab.tokens import put_back, take_visible
+from jepa_lab.rectangles import check_multiblock, draw_rectangles, uniform
+from jepa_lab.series_masks import SERIES_KINDS, check_complementary, check_ratio, hiding_order
+from jepa_lab.tokens import Series, put_back, take_visible
 
 __all__ = [
     "Mask",
@@ -24,6 +24,7 @@ __all__ = [
     "block_mask",
     "check_multiblock",
     "complementary_masks",
+    "hide_first",
     "multiblock_mask",
     "put_back",
     "random_mask",
@@ -56,10 +57,18 @@ def random_mask(valid: Bool[Tensor, "B N"], ratio: float, generator: torch.Gener
     Raises: ValueError when `ratio` is outside (0, 1).
     Book: chapter 03.
     """
-    _check_ratio(ratio)
-    order = uniform(valid.shape, valid, generator).masked_fill(~valid, 2.0)  # padding sorts last
-    rank = order.argsort(dim=1).argsort(dim=1)
-    hidden = (rank < _n_hidden(valid, ratio)[:, None]) & valid
+    return hide_first(hiding_order(valid, generator=generator), valid, ratio)
+
+
+def hide_first(order: Int[Tensor, "B N"], valid: Bool[Tensor, "B N"], ratio: float) -> Mask:
+    """Hide the first tokens of an order (`series_masks.hiding_order`), as many as `random_mask` hides.
+
+    Shapes: order Int[B, N] (0 = hidden first), valid Bool[B, N]; returns Mask with M = 1.
+    Raises: ValueError when `ratio` is outside (0, 1).
+    Book: chapter 08.
+    """
+    check_ratio(ratio)
+    hidden = (order < _n_hidden(valid, ratio)[:, None]) & valid
     return Mask(valid & ~hidden, hidden[:, None])
 
 
@@ -76,7 +85,7 @@ def block_mask(
     Raises: ValueError when `ratio` is outside (0, 1) or `n_blocks` < 1.
     Book: chapter 03.
     """
-    _check_ratio(ratio)
+    check_ratio(ratio)
     if n_blocks < 1:
         raise ValueError(f"n_blocks must be at least 1, got {n_blocks}")
     n_valid, n_hidden = valid.sum(1), _n_hidden(valid, ratio)
@@ -139,47 +148,66 @@ _TRIES = 8
 
 
 def complementary_masks(
-    valid: Bool[Tensor, "B N"], ratio: float = 0.5, generator: torch.Generator | None = None
+    valid: Bool[Tensor, "B N"],
+    ratio: float = 0.5,
+    generator: torch.Generator | None = None,
+    order: Int[Tensor, "B N"] | None = None,
 ) -> tuple[Mask, Mask]:
-    """Two masks that share no visible token: each view sees exactly what the other one hides.
+    """Two masks that share no visible token, each of which hides the share `ratio` of the real tokens.
 
     Two views that overlap share content, and a contrastive loss can match them by what they share. The first view
-    hides the share `ratio` of the real tokens, the second the rest.
+    hides the first tokens of an order (`order`, or a random one), the second sees the first of them: at a ratio of one
+    half all that the first one hides. Where the order goes channel by channel, so do the views.
 
-    Shapes: valid Bool[B, N]; returns two Masks with M = 1.
-    Raises: ValueError when `ratio` is outside (0, 1).
-    Book: chapters 03, 04.
+    Shapes: valid Bool[B, N], order Int[B, N]; returns two Masks with M = 1.
+    Raises: ValueError when `ratio` is outside [0.5, 1): two views that see more than half each must overlap.
+    Book: chapters 03, 04, 08.
     """
-    first = random_mask(valid, ratio, generator)
-    second = Mask(first.targets[:, 0], first.context[:, None] & first.targets[:, 0].any(1)[:, None, None])
-    return first, second
+    check_complementary(ratio)
+    order = hiding_order(valid, generator=generator) if order is None else order
+    first = hide_first(order, valid, ratio)
+    count = first.targets.sum((1, 2))
+    if ratio > 0.5:  # else all that the first one hides, which of an odd number is one more or less than one half
+        count = torch.minimum(count, valid.sum(1) - count)
+    seen = (order < count[:, None]) & valid
+    return first, Mask(seen, (valid & ~seen & seen.any(1, keepdim=True))[:, None])
 
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """How to hide tokens: a `random` share, contiguous `block` runs, or I-JEPA's `multiblock` on a grid.
+    """How to hide tokens: a `random` share, contiguous `block` runs, I-JEPA's `multiblock` on a grid, or of a series
+    blocks of `time`, whole `channel`s or a `mix` (`series_masks.hiding_order`).
 
-    `ratio` is the hidden share (random, block); `n_blocks` counts the runs (block) or the target blocks (multiblock);
-    the scales are shares of the grid's area and the aspect is height over width (multiblock).
+    `ratio` is the hidden share (all but multiblock); `n_blocks` counts the runs (block) or the target blocks
+    (multiblock); the scales are shares of the grid's area and the aspect is height over width (multiblock); `hours` is
+    the length of a block of time.
     """
 
-    kind: Literal["random", "block", "multiblock"] = "random"
+    kind: Literal["random", "block", "multiblock", "time", "channel", "mix"] = "random"
     ratio: float = 0.6
     n_blocks: int = 1
     target_scale: tuple[float, float] = (0.15, 0.2)
     target_aspect: tuple[float, float] = (0.75, 1.5)
     context_scale: tuple[float, float] = (0.85, 1.0)
     min_context: int = 1
+    hours: float = 6.0
 
     def __post_init__(self):
-        if self.kind not in ("random", "block", "multiblock"):
-            raise ValueError(f"mask.kind must be random, block or multiblock, got {self.kind!r}")
-        _check_ratio(self.ratio, "mask.ratio")
+        if self.kind not in ("block", "multiblock", *SERIES_KINDS):
+            raise ValueError(
+                f"mask.kind must be random, block or multiblock, or for series time, channel or mix, got {self.kind!r}"
+            )
+        check_ratio(self.ratio, "mask.ratio")
+        if not self.hours > 0:
+            raise ValueError(f"mask.hours must be positive, got {self.hours}")
         if self.n_blocks < 1:
             raise ValueError(f"mask.n_blocks must be at least 1, got {self.n_blocks}")
 
-    def check(self, grid: tuple[int, int] | None) -> None:
-        """Raise now, not at the first batch, if these settings cannot work on this grid of tokens."""
+    def check(self, grid: tuple[int, int] | None, is_series: bool = False) -> None:
+        """Raise now, not at the first batch, if these settings cannot work on these tokens: a grid of them, a series
+        of observations, or neither."""
+        if self.kind in ("time", "channel", "mix") and not is_series:
+            raise ValueError(f"mask.kind={self.kind!r} needs observations with a time and a feature; use 'random'")
         if self.kind != "multiblock":
             return
         if grid is None:
@@ -191,55 +219,29 @@ class MaskConfig:
         valid: Bool[Tensor, "B N"],
         grid: tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
+        series: Series | None = None,
     ) -> Mask:
-        """One mask per row of `valid`; `grid` is the (height, width) of the token grid where there is one."""
-        if self.kind == "random":
-            return random_mask(valid, self.ratio, generator)
+        """One mask per row of `valid`; `grid` is the (height, width) of the token grid where there is one, `series`
+        the times and features of the tokens where they are observations."""
+        if self.kind in SERIES_KINDS:
+            return hide_first(self._order(valid, generator, series), valid, self.ratio)
         if self.kind == "block":
             return block_mask(valid, self.ratio, self.n_blocks, generator)
         self.check(grid)
         return multiblock_mask(valid, grid, *self._blocks, generator)
 
+    def pair(
+        self, valid: Bool[Tensor, "B N"], generator: torch.Generator | None = None, series: Series | None = None
+    ) -> tuple[Mask, Mask]:
+        """Two masks a row that share no visible token (`complementary_masks`); not for kinds of blocks."""
+        return complementary_masks(valid, self.ratio, generator, self._order(valid, generator, series))
+
+    def _order(self, valid: Tensor, generator: torch.Generator | None, series: Series | None) -> Tensor:
+        return hiding_order(valid, self.kind, series, self.hours, generator)
+
     @property
     def _blocks(self) -> tuple:
         return self.n_blocks, self.target_scale, self.target_aspect, self.context_scale, self.min_context
-
-
-def check_multiblock(
-    grid: tuple[int, int],
-    n_targets: int,
-    target_scale: tuple[float, float],
-    target_aspect: tuple[float, float],
-    context_scale: tuple[float, float] = (0.85, 1.0),
-    min_context: int = 1,
-) -> tuple[int, int]:
-    """Refuse multi-block settings that no draw could satisfy, and say why; returns the grid."""
-    height, width = grid
-    if height < 1 or width < 1:
-        raise ValueError(f"grid must be (height, width) of at least 1 x 1, got {grid}")
-    if n_targets < 1 or min_context < 1:
-        raise ValueError(f"n_targets and min_context must be at least 1, got {n_targets} and {min_context}")
-    for name, (low, high) in {"target_scale": target_scale, "context_scale": context_scale}.items():
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"{name} must be 0 < low <= high <= 1 (shares of the grid's area), got {(low, high)}")
-    if not 0 < target_aspect[0] <= target_aspect[1]:
-        raise ValueError(f"target_aspect must be 0 < low <= high (height over width), got {target_aspect}")
-    short = _share_short(tuple(grid), n_targets, tuple(target_scale), tuple(target_aspect), min_context)
-    if short > 0.01:
-        raise ValueError(
-            f"{n_targets} target blocks of target_scale={target_scale} leave fewer than min_context={min_context} of "
-            f"the {height * width} cells of a {height} x {width} grid in {short:.0%} of the draws: use fewer or "
-            "smaller targets (n_targets, target_scale), a smaller min_context, or smaller patches"
-        )
-    return height, width
-
-
-@lru_cache
-def _share_short(grid, n_targets, scale, aspect, min_context) -> float:
-    """Share of 2,000 draws in which the targets leave fewer than `min_context` cells."""
-    valid = torch.ones(2000, grid[0] * grid[1], dtype=torch.bool)
-    targets = draw_rectangles(2000, n_targets, grid, scale, aspect, valid, torch.Generator().manual_seed(0)).blocks
-    return ((~targets.any(1)).sum(1) < min_context).float().mean().item()
 
 
 def _repair(mask: Mask, valid: Tensor, generator) -> Mask:
@@ -292,8 +294,3 @@ def _n_hidden(valid: Tensor, ratio: float) -> Int[Tensor, " B"]:
     n_valid = valid.sum(1)
     n_hidden = (n_valid * ratio).round().long()
     return torch.minimum(n_hidden.clamp(min=1), (n_valid - 1).clamp(min=0))
-
-
-def _check_ratio(ratio: float, name: str = "ratio") -> None:
-    if not (isinstance(ratio, int | float) and math.isfinite(ratio) and 0 < ratio < 1):
-        raise ValueError(f"{name} is the hidden share of the tokens and must lie in (0, 1), got {ratio}")

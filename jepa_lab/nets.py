@@ -1,12 +1,12 @@
 """The networks: MLP, pre-norm transformer, position codes, tokenizers, and the token encoder that all systems share.
 
-Book: chapters 01, 03.
+Book: chapters 01, 03, 08.
 """
 
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jepa_lab.distributed import BatchNorm
-from jepa_lab.tokens import nothing_padded
+from jepa_lab.observations import ObservationTokenizer
+from jepa_lab.tokens import Tokens, nothing_padded
 
 
 class MLP(nn.Sequential):
@@ -132,22 +133,6 @@ def sincos_2d(grid: tuple[int, int], dim: int) -> Float[Tensor, "N D"]:
 # -------------------------------------------------------------------------------------------------- tokenizers
 
 
-class Tokens(NamedTuple):
-    """A batch as tokens, before any masking.
-
-    Shapes:
-        x: [B, N, D], the embedded tokens (content and position).
-        valid: Bool[B, N], True = real token, False = padding.
-        query: [B, N, D], what identifies a slot without its content: position, feature, time.
-        raw: [B, N, R], what the token held before embedding (pixels, a lab value): the target of reconstruction.
-    """
-
-    x: Tensor
-    valid: Tensor
-    query: Tensor
-    raw: Tensor
-
-
 class PatchTokenizer(nn.Module):
     """Cut an image into square patches, one token each: a linear map of the pixels plus a fixed 2-D position code.
 
@@ -223,6 +208,11 @@ class TokenEncoder(nn.Module):
         return getattr(self.tokenizer, "grid", None)
 
     @property
+    def is_series(self) -> bool:
+        """Whether tokens are observations with a time and a feature."""
+        return isinstance(self.tokenizer, ObservationTokenizer)
+
+    @property
     def raw_dim(self) -> int:
         """R, how many numbers a token holds before it is embedded: the width of what a masked autoencoder predicts."""
         return self.tokenizer.raw_dim
@@ -260,6 +250,26 @@ def image_encoder(image: Float[Tensor, "B C H W"], config: EncoderConfig | None 
     tokenizer = PatchTokenizer((height, width), channels, config.patch, config.dim, mean, std)
     transformer = Transformer(config.dim, config.depth, config.heads, config.mlp_ratio)
     return TokenEncoder(tokenizer, transformer, config.dim)
+
+
+@dataclass(frozen=True)
+class SeriesEncoderConfig:
+    """Size of the transformer over observations: token width `dim`, `depth` blocks, `heads`, MLP width `mlp_ratio` x
+    dim, `dropout` on what each block adds; `longest` is the longest period of the time code, in hours."""
+
+    dim: int = 64
+    depth: int = 2
+    heads: int = 2
+    mlp_ratio: float = 2.0
+    dropout: float = 0.0
+    longest: float = 200.0
+
+
+def series_encoder(n_features: int, config: SeriesEncoderConfig | None = None) -> TokenEncoder:
+    """A small transformer over the observations of irregular series with so many channels."""
+    c = config or SeriesEncoderConfig()
+    tokenizer = ObservationTokenizer(n_features, c.dim, longest=c.longest)
+    return TokenEncoder(tokenizer, Transformer(c.dim, c.depth, c.heads, c.mlp_ratio, c.dropout), c.dim)
 
 
 def masked_mean(h: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"]) -> Float[Tensor, "B D"]:

@@ -107,3 +107,40 @@ def _table(grid: tuple[int, int], device: torch.device) -> Bool[Tensor, "R N"]:
         )
         lines.append(_run(runs[:, 0], runs[:, 1], n))
     return (lines[0][:, None, :, None] & lines[1][None, :, None, :]).flatten(0, 1).flatten(1)
+
+
+def check_multiblock(
+    grid: tuple[int, int],
+    n_targets: int,
+    target_scale: tuple[float, float],
+    target_aspect: tuple[float, float],
+    context_scale: tuple[float, float] = (0.85, 1.0),
+    min_context: int = 1,
+) -> tuple[int, int]:
+    """Refuse multi-block settings that no draw could satisfy, and say why; returns the grid."""
+    height, width = grid
+    if height < 1 or width < 1:
+        raise ValueError(f"grid must be (height, width) of at least 1 x 1, got {grid}")
+    if n_targets < 1 or min_context < 1:
+        raise ValueError(f"n_targets and min_context must be at least 1, got {n_targets} and {min_context}")
+    for name, (low, high) in {"target_scale": target_scale, "context_scale": context_scale}.items():
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"{name} must be 0 < low <= high <= 1 (shares of the grid's area), got {(low, high)}")
+    if not 0 < target_aspect[0] <= target_aspect[1]:
+        raise ValueError(f"target_aspect must be 0 < low <= high (height over width), got {target_aspect}")
+    short = _share_short(tuple(grid), n_targets, tuple(target_scale), tuple(target_aspect), min_context)
+    if short > 0.01:
+        raise ValueError(
+            f"{n_targets} target blocks of target_scale={target_scale} leave fewer than min_context={min_context} of "
+            f"the {height * width} cells of a {height} x {width} grid in {short:.0%} of the draws: use fewer or "
+            "smaller targets (n_targets, target_scale), a smaller min_context, or smaller patches"
+        )
+    return height, width
+
+
+@lru_cache
+def _share_short(grid, n_targets, scale, aspect, min_context) -> float:
+    """Share of 2,000 draws in which the targets leave fewer than `min_context` cells."""
+    valid = torch.ones(2000, grid[0] * grid[1], dtype=torch.bool)
+    targets = draw_rectangles(2000, n_targets, grid, scale, aspect, valid, torch.Generator().manual_seed(0)).blocks
+    return ((~targets.any(1)).sum(1) < min_context).float().mean().item()

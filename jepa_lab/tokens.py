@@ -1,13 +1,45 @@
-"""Dropping hidden tokens before the encoder, and putting them back afterwards.
+"""Tokens: what a batch of them is, dropping the hidden ones before the encoder, and putting them back afterwards.
 
-Book: chapter 03.
+Book: chapters 03, 08.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+class Series(NamedTuple):
+    """When each token was observed, and what.
+
+    Shapes:
+        time: Float[B, N], hours.
+        feature: Int[B, N], the number of the channel.
+    """
+
+    time: Tensor
+    feature: Tensor
+
+
+class Tokens(NamedTuple):
+    """A batch as tokens, before any masking.
+
+    Shapes:
+        x: [B, N, D], the embedded tokens (content and position).
+        valid: Bool[B, N], True = real token, False = padding.
+        query: [B, N, D], what identifies a slot without its content: position, feature, time.
+        raw: [B, N, R], what the token held before embedding (pixels, a lab value): the target of reconstruction.
+        series: the time and the feature of each token where the tokens are observations, else None.
+    """
+
+    x: Tensor
+    valid: Tensor
+    query: Tensor
+    raw: Tensor
+    series: Series | None = None
 
 
 def take_visible(

@@ -18,7 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 from jepa_lab import distributed, losses
 from jepa_lab.data.augment import Augmentation
 from jepa_lab.masking import MaskConfig
-from jepa_lab.nets import EncoderConfig, TokenEncoder, Tokens, Transformer, image_encoder
+from jepa_lab.nets import (
+    EncoderConfig,
+    SeriesEncoderConfig,
+    TokenEncoder,
+    Tokens,
+    Transformer,
+    image_encoder,
+    series_encoder,
+)
 from jepa_lab.objectives import OBJECTIVES, MomentumConfig, TwoView, build_objective
 from jepa_lab.objectives.retrieval import PhaseConfig, Retrieval, RetrievalConfig, RetrievalLossConfig
 from jepa_lab.objectives.routed import RoutedJasper, RoutedJasperConfig, RoutingLossConfig
@@ -95,8 +103,24 @@ def pairs(rows: int) -> list[dict[str, Tensor]]:
     ]
 
 
+def series() -> list[dict[str, Tensor]]:
+    """The sequences as observations of four channels over two days."""
+    generator = torch.Generator().manual_seed(0)
+    batches = sequences()
+    for batch in batches:
+        batch["value"] = batch["x"][..., 0]
+        batch["time"] = 48 * torch.rand(batch["valid"].shape, generator=generator, dtype=torch.float64)
+        batch["feature"] = torch.randint(4, batch["valid"].shape, generator=generator)
+    return batches
+
+
+BATCHES = {"sequences": lambda rows: sequences(), "series": lambda rows: series(), "images": images}
+
+
 def encoder(kind: str) -> TokenEncoder:
     torch.manual_seed(0)
+    if kind == "series":
+        return series_encoder(4, SeriesEncoderConfig(dim=8, depth=1, heads=2))
     if kind == "sequences":
         return TokenEncoder(SequenceTokenizer(8), Transformer(8, 1, 2), 8)
     return image_encoder(images(64)[0]["image"].float(), EncoderConfig(patch=2, dim=8, depth=1, heads=2))
@@ -109,9 +133,9 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, list[dict[str, Tensor]]]]
     def add(name: str, kind: str, rows: int = 8, label: str = "", **settings) -> None:
         def build():
             objective = build_objective(name, encoder(kind), seed=1, **settings).double()
-            return objective, sequences() if kind == "sequences" else images(rows)
+            return objective, BATCHES[kind](rows)
 
-        words = [kind if kind == "sequences" else f"{rows} images", label]
+        words = [kind if kind != "images" else f"{rows} images", label]
         words += [str(value) for value in settings.values() if isinstance(value, str | float)]
         found[" ".join([name, *filter(None, words)])] = build
 
@@ -126,6 +150,10 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, list[dict[str, Tensor]]]]
         add("jepa", "images", 7, "multiblock", mask=blocks, loss=loss, momentum=MOMENTUM)
     add("mae", "images", 7, "multiblock", mask=blocks, target_norm="layer")
     add("mae", "sequences")
+    mix = MaskConfig("mix", 0.5)
+    add("mae", "series", mask=mix)
+    add("jepa", "series", mask=mix, momentum=MOMENTUM)
+    add("contrastive", "series", mask=mix, views="complementary")
     for name in sorted(name for name, cls in OBJECTIVES.items() if issubclass(cls, TwoView)):
         momentum = {"momentum": MOMENTUM} if name == "byol" else {}
         add(name, "images", augmentation=CHANGES, head_norm="batch", label="augmented", **momentum)

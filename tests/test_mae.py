@@ -99,7 +99,7 @@ def test_counts_leave_padding_out_and_count_a_token_of_two_blocks_once():
     assert [value.item() for value in counts.values()] == pytest.approx([4 / 6, 3.0, 1.0, 2.0])
 
     class Twice(MaskConfig):
-        def draw(self, valid, grid=None, generator=None):
+        def draw(self, valid, grid=None, generator=None, series=None):
             hidden = torch.arange(16) >= 8
             return Mask(valid & ~hidden, (valid & hidden)[:, None].expand(-1, 2, -1))
 

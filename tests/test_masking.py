@@ -262,14 +262,27 @@ def test_impossible_settings_are_refused_at_construction():
 
 
 @settings(max_examples=40, deadline=None)
-@given(padded(), st.floats(0.05, 0.95), st.integers(0, 1000))
-def test_complementary_views_share_no_token(valid, ratio, seed):
+@given(padded(), st.floats(0.5, 0.95), st.integers(0, 1000))
+def test_complementary_views_share_no_token_and_see_equally_many(valid, ratio, seed):
     first, second = complementary_masks(valid, ratio, gen(seed))
-    two = valid.sum(1) >= 2
+    two, n = valid.sum(1) >= 2, valid.sum(1)
+    assert torch.equal(first.context, random_mask(valid, ratio, gen(seed)).context)
     assert not (first.context & second.context).any()
-    assert torch.equal((first.context | second.context)[two], valid[two])
-    assert torch.equal(first.targets[:, 0][two], second.context[two])
-    assert torch.equal(second.targets[:, 0][two], first.context[two])
+    assert torch.equal(first.targets[:, 0][two], (valid & ~first.context)[two])
+    assert torch.equal(second.targets[:, 0][two], (valid & ~second.context)[two])
+    hidden = n - first.context.sum(1)
+    expected = hidden if ratio == 0.5 else torch.minimum(hidden, first.context.sum(1))
+    assert torch.equal(second.context.sum(1)[two], expected[two])
+    assert not second.context[~two].any() and not second.targets[~two].any()
+    halves = complementary_masks(valid, 0.5, gen(seed))
+    assert torch.equal((halves[0].context | halves[1].context)[two], valid[two])
+
+
+def test_views_that_see_more_than_half_are_not_disjoint():
+    with pytest.raises(ValueError, match=r"ratio=0.3: two views that each see more than half.*views='mask'"):
+        complementary_masks(torch.ones(2, 4, dtype=torch.bool), 0.3)
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\), got 1.0"):
+        complementary_masks(torch.ones(2, 4, dtype=torch.bool), 1.0)
 
 
 def test_the_generator_decides_and_only_it():

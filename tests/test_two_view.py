@@ -222,7 +222,7 @@ def test_padding_and_rows_without_context_are_not_regularised():
     torch.testing.assert_close(objective(wild)[1]["regulariser"], value)
 
     class Blind(MaskConfig):
-        def draw(self, valid, grid=None, generator=None):
+        def draw(self, valid, grid=None, generator=None, series=None):
             context = torch.zeros_like(valid)
             context[1:, :8] = True  # the first row sees nothing, and has targets all the same
             return Mask(context, (~context)[:, None])

@@ -96,13 +96,13 @@ class JEPA(Objective):
                 "regulariser_weight must not be negative and regulariser_rows must be at least 2, "
                 f"got {config.regulariser_weight} and {config.regulariser_rows}"
             )
-        config.mask.check(encoder.grid)
+        config.mask.check(encoder.grid, encoder.is_series)
         self.predictor = config.predictor.build(encoder.dim)
         self.target_encoder = EMAEncoder(encoder, config.momentum.build()) if config.target == "ema" else None
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = self.encoder.tokenize(batch)
-        mask, counts = draw_mask(self.config.mask, self.encoder, tokens.valid, self.generator)
+        mask, counts = draw_mask(self.config.mask, self.encoder, tokens, self.generator)
         told = answer(self.encoder, self.predictor, tokens, mask)
 
         everything = self.targets(batch)

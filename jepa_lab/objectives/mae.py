@@ -53,12 +53,12 @@ class MAE(Objective):
             raise ValueError(f"target_norm must be layer or none, got {config.target_norm!r}")
         if config.target_norm == "layer" and encoder.raw_dim == 1:
             raise ValueError("target_norm='layer' makes a zero of a token that holds one number; use 'none'")
-        config.mask.check(encoder.grid)
+        config.mask.check(encoder.grid, encoder.is_series)
         self.decoder = config.decoder.build(encoder.dim, encoder.raw_dim)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = self.encoder.tokenize(batch)
-        mask, counts = draw_mask(self.config.mask, self.encoder, tokens.valid, self.generator)
+        mask, counts = draw_mask(self.config.mask, self.encoder, tokens, self.generator)
         told = answer(self.encoder, self.decoder, tokens, mask)
         target = gather_tokens(repeat(tokens.raw, "b n r -> (b m) n r", m=mask.targets.shape[1]), told.slot)
         loss = prediction_loss(told.prediction, target, told.asked, "mse", self.config.target_norm)

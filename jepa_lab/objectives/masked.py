@@ -14,9 +14,9 @@ from torch import Tensor
 
 from jepa_lab.distributed import gather, own
 from jepa_lab.masking import Mask, MaskConfig, take_visible
-from jepa_lab.nets import TokenEncoder, Tokens
+from jepa_lab.nets import TokenEncoder
 from jepa_lab.predictors import MaskedTokenPredictor
-from jepa_lab.tokens import gather_tokens
+from jepa_lab.tokens import Series, Tokens, gather_tokens
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,19 @@ class Answers(NamedTuple):
 
 
 def draw_mask(
-    config: MaskConfig, encoder: TokenEncoder, valid: Tensor, generator: torch.Generator
+    config: MaskConfig, encoder: TokenEncoder, tokens: Tokens, generator: torch.Generator
 ) -> tuple[Mask, dict[str, Tensor]]:
     """A mask for each row of this process, drawn for the rows of all, and `mask_counts` over all of them."""
-    everyone = gather(valid)
-    mask = config.draw(everyone, encoder.grid, generator)
-    counts = mask_counts(everyone, mask.context, mask.targets.any(1))
-    return Mask(*(own(part, len(valid)) for part in mask)), counts
+    valid, series = of_all(tokens)
+    mask = config.draw(valid, encoder.grid, generator, series)
+    counts = mask_counts(valid, mask.context, mask.targets.any(1))
+    return Mask(*(own(part, len(tokens.valid)) for part in mask)), counts
+
+
+def of_all(tokens: Tokens) -> tuple[Tensor, Series | None]:
+    """What masks are drawn from, for the rows of all processes: which tokens are real, and their times and features."""
+    series = tokens.series and Series(*(gather(part) for part in tokens.series))
+    return gather(tokens.valid), series
 
 
 def mask_counts(valid: Tensor, visible: Tensor, masked: Tensor) -> dict[str, Tensor]:

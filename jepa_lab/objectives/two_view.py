@@ -11,17 +11,19 @@ from torch import Tensor, nn
 
 from jepa_lab.data.augment import Augmentation, augment
 from jepa_lab.distributed import gather, own, positions, world_size
-from jepa_lab.masking import MaskConfig, complementary_masks, take_visible
+from jepa_lab.masking import MaskConfig, take_visible
 from jepa_lab.nets import MLP, TokenEncoder, masked_mean
 from jepa_lab.objectives.base import Objective
+from jepa_lab.objectives.masked import mask_counts, of_all
+from jepa_lab.series_masks import SERIES_KINDS, check_complementary
 
 
 @dataclass(frozen=True)
 class TwoViewConfig:
     """`views` are two random augmentations of the image (`augment`), two independent masks (`mask`), or two masks
-    that share no token (`complementary`); `mask.ratio` is the hidden share. `projection_dim` is the width P of the
-    embedding that the loss sees, 0 for no head at all: the loss then acts on the encoder's own output. `head_hidden`
-    is the width of the projection head's hidden layer, `head_norm` its norm."""
+    that share no token (`complementary`); `mask.ratio` is the hidden share of each, at least one half for the last.
+    `projection_dim` is the width P of the embedding that the loss sees, 0 for no head at all: the loss then acts on the
+    encoder's own output. `head_hidden` is the width of the projection head's hidden layer, `head_norm` its norm."""
 
     views: Literal["augment", "mask", "complementary"] = "augment"
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -32,11 +34,12 @@ class TwoViewConfig:
 
 
 class Views(NamedTuple):
-    """Two views of a batch. With masks: the batch once, and keep [2, B, N], the visible tokens of either view; with
-    augmentations: the batch twice over, and keep None."""
+    """Two views of a batch. With masks: the batch once, keep [2, B, N], the visible tokens of either view, and
+    `mask_counts` over both; with augmentations: the batch twice over, keep None and no counts."""
 
     batch: dict[str, Tensor]
     keep: Tensor | None
+    counts: dict[str, Tensor]
 
 
 class TwoView(Objective):
@@ -53,13 +56,16 @@ class TwoView(Objective):
         self.config = config = config or self.Config()
         if config.views not in ("augment", "mask", "complementary"):
             raise ValueError(f"views must be augment, mask or complementary, got {config.views!r}")
-        if config.views == "complementary" and config.mask.kind != "random":
-            raise ValueError(f"views='complementary' draws random masks, got mask.kind={config.mask.kind!r}")
+        if config.views == "complementary":
+            if config.mask.kind not in SERIES_KINDS:
+                kinds = ", ".join(SERIES_KINDS)
+                raise ValueError(f"views='complementary' needs one of {kinds}, got mask.kind={config.mask.kind!r}")
+            check_complementary(config.mask.ratio, "mask.ratio")
         if config.views == "augment" and config.augmentation == Augmentation():
             raise ValueError("augmentation: the identity makes the two views equal; set crop, rotation, noise, ...")
         if config.projection_dim < 0:
             raise ValueError(f"projection_dim must not be negative (0 = no head), got {config.projection_dim}")
-        config.mask.check(encoder.grid)
+        config.mask.check(encoder.grid, encoder.is_series)
         self.embedding_dim = config.projection_dim or encoder.dim
         if config.projection_dim:
             self.head = MLP(encoder.dim, config.head_hidden, config.projection_dim, norm=config.head_norm)
@@ -88,14 +94,16 @@ class TwoView(Objective):
                 index, total = positions(len(image), image)
                 rows = (torch.cat([index, index + total]), 2 * total)
             both = torch.cat([image, image])
-            return Views(batch | {"image": augment(both, config.augmentation, self.generator, rows)}, None)
-        mine = self.encoder.tokenize(batch).valid
-        valid = gather(mine)  # masks are drawn for the rows of all processes
+            return Views(batch | {"image": augment(both, config.augmentation, self.generator, rows)}, None, {})
+        tokens = self.encoder.tokenize(batch)
+        valid, series = of_all(tokens)  # masks are drawn for the rows of all processes
         if config.views == "complementary":
-            masks = complementary_masks(valid, config.mask.ratio, self.generator)
+            masks = config.mask.pair(valid, self.generator, series)
         else:
-            masks = [config.mask.draw(valid, self.encoder.grid, self.generator) for _ in range(2)]
-        return Views(batch, torch.stack([own(mask.context, len(mine)) for mask in masks]))
+            masks = [config.mask.draw(valid, self.encoder.grid, self.generator, series) for _ in range(2)]
+        keep = torch.stack([mask.context for mask in masks])
+        counts = mask_counts(valid.repeat(2, 1), keep.flatten(0, 1), (valid & ~keep).flatten(0, 1))
+        return Views(batch, torch.stack([own(view, len(tokens.valid)) for view in keep]), counts)
 
     @staticmethod
     def encode(encoder: TokenEncoder, views: Views) -> Tensor:
