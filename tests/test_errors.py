@@ -8,7 +8,10 @@ import pytest
 
 CASES = {
     "mask ratio": ("masking.random_mask(torch.ones(2, 4).bool(), 1.0)", "must lie in (0, 1), got 1.0"),
-    "mask kind": ("masking.MaskConfig(kind='checkers')", "random, block or multiblock, got 'checkers'"),
+    "mask kind": (
+        "masking.MaskConfig(kind='checkers')",
+        "random, block or multiblock, or for series time, channel or mix, got 'checkers'",
+    ),
     "temperature": ("losses.nt_xent(torch.ones(4, 2), torch.ones(4, 2), 0.0)", "temperature must be a positive number"),
     "one-row batch": ("losses.nt_xent(torch.ones(1, 2), torch.ones(1, 2))", "at least 2 rows"),
     "nt_xent shapes": ("losses.nt_xent(torch.ones(4, 2), torch.ones(3, 2))", "(4, 2) and (3, 2)"),
