@@ -63,17 +63,20 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + MLP(norm(x))."""
+    """Pre-norm transformer block: x + attention(norm(x)), then x + MLP(norm(x)), with dropout on what is added."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float):
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, dropout: float = 0.0):
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attention = Attention(dim, heads)
         self.mlp = MLP(dim, round(dim * mlp_ratio), dim, norm="none")
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B N D"], attend: Bool[Tensor, "B 1 1 N"] | None) -> Float[Tensor, "B N D"]:
-        x = x + self.attention(self.norm1(x), attend)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.dropout(self.attention(self.norm1(x), attend))
+        return x + self.dropout(self.mlp(self.norm2(x)))
 
 
 class Transformer(nn.Module):
@@ -83,9 +86,9 @@ class Transformer(nn.Module):
     Papers: Vaswani et al. 2017; pre-norm as in the ViT (Dosovitskiy et al. 2021).
     """
 
-    def __init__(self, dim: int, depth: int, heads: int, mlp_ratio: float = 2.0):
+    def __init__(self, dim: int, depth: int, heads: int, mlp_ratio: float = 2.0, dropout: float = 0.0):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
@@ -171,7 +174,8 @@ class PatchTokenizer(nn.Module):
             raise ValueError(f"patch must divide the image size {height} x {width}, got patch={patch}")
         self.image_size, self.channels, self.patch = (height, width), channels, patch
         self.grid = (height // patch, width // patch)
-        self.embed = nn.Linear(channels * patch**2, dim)
+        self.raw_dim = channels * patch**2
+        self.embed = nn.Linear(self.raw_dim, dim)
         self.register_buffer("position", sincos_2d(self.grid, dim), persistent=False)
         self.register_buffer("mean", torch.zeros(channels) if mean is None else mean.clone())
         self.register_buffer("std", torch.ones(channels) if std is None else std.clamp(min=1e-6))
@@ -217,6 +221,11 @@ class TokenEncoder(nn.Module):
     def grid(self) -> tuple[int, int] | None:
         """(height, width) of the token grid, or None where tokens form a sequence or a set."""
         return getattr(self.tokenizer, "grid", None)
+
+    @property
+    def raw_dim(self) -> int:
+        """R, how many numbers a token holds before it is embedded: the width of what a masked autoencoder predicts."""
+        return self.tokenizer.raw_dim
 
     def tokenize(self, batch: dict[str, Tensor]) -> Tokens:
         return self.tokenizer(batch)

@@ -26,19 +26,31 @@ class MaskedTokenPredictor(nn.Module):
     transformer lets the questions look at the context, and the answers are projected back to the encoder's width.
     The M target blocks of a row are M sequences of their own, so that no block sees another's questions.
 
+    Args:
+        dim_out: the width R of an answer; default D, the encoder's. The decoder of a masked autoencoder answers with
+            what a token holds instead.
     Shapes:
         context [B, K, D], context_valid Bool[B, K], context_query [B, K, D],
-        target_query [B, M, L, D], target_valid Bool[B, M, L] -> prediction [B, M, L, D], zeros at padded slots.
+        target_query [B, M, L, D], target_valid Bool[B, M, L] -> prediction [B, M, L, R], zeros at padded slots.
     Paper: Assran et al. 2023, section 3 (narrow predictor, appendix A). Book: chapters 01, 03.
     """
 
-    def __init__(self, dim: int, width: int = 64, depth: int = 2, heads: int = 2, mlp_ratio: float = 2.0):
+    def __init__(
+        self,
+        dim: int,
+        width: int = 64,
+        depth: int = 2,
+        heads: int = 2,
+        mlp_ratio: float = 2.0,
+        dim_out: int | None = None,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.project = nn.Linear(dim, width)
         self.project_query = nn.Linear(dim, width)
         self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
-        self.transformer = Transformer(width, depth, heads, mlp_ratio)
-        self.back = nn.Linear(width, dim)
+        self.transformer = Transformer(width, depth, heads, mlp_ratio, dropout)
+        self.back = nn.Linear(width, dim_out or dim)
 
     def forward(
         self,
@@ -47,7 +59,7 @@ class MaskedTokenPredictor(nn.Module):
         context_query: Float[Tensor, "B K D"],
         target_query: Float[Tensor, "B M L D"],
         target_valid: Bool[Tensor, "B M L"],
-    ) -> Float[Tensor, "B M L D"]:
+    ) -> Float[Tensor, "B M L R"]:
         m, k = target_query.shape[1], context.shape[1]
         seen = self.project(context) + self.project_query(context_query)
         asked = self.mask_token + self.project_query(rearrange(target_query, "b m l d -> (b m) l d"))

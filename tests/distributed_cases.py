@@ -40,6 +40,7 @@ class SequenceTokenizer(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
+        self.raw_dim = 3
         self.embed = nn.Linear(3, dim)
         self.position = nn.Embedding(16, dim)
 
@@ -123,6 +124,8 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, list[dict[str, Tensor]]]]
     blocks = MaskConfig("multiblock", n_blocks=2, min_context=2)
     for loss in ("smooth_l1", "mse", "cosine"):
         add("jepa", "images", 7, "multiblock", mask=blocks, loss=loss, momentum=MOMENTUM)
+    add("mae", "images", 7, "multiblock", mask=blocks, target_norm="layer")
+    add("mae", "sequences")
     for name in sorted(name for name, cls in OBJECTIVES.items() if issubclass(cls, TwoView)):
         momentum = {"momentum": MOMENTUM} if name == "byol" else {}
         add(name, "images", augmentation=CHANGES, head_norm="batch", label="augmented", **momentum)

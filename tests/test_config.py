@@ -47,7 +47,7 @@ def test_values_reach_the_dataclasses():
         (["--data.name", "imagenet"], "data.name"),
         (
             ["--objective.name", "dino"],
-            "known: barlow_twins, byol, contrastive, jasper, jasper_routed, jepa, lejepa, retrieval, simsiam, "
+            "known: barlow_twins, byol, contrastive, jasper, jasper_routed, jepa, lejepa, mae, retrieval, simsiam, "
             "supervised, vicreg",
         ),
         (["--sweep.key", "trainer.epochs", "--sweep.values", "[1, 0]"], "trainer.epochs must be at least 1"),

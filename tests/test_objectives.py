@@ -38,6 +38,7 @@ class SequenceTokenizer(torch.nn.Module):
 
     def __init__(self, width, dim):
         super().__init__()
+        self.raw_dim = width
         self.embed = torch.nn.Linear(width, dim)
         self.position = torch.nn.Embedding(32, dim)
 
@@ -286,4 +287,4 @@ def test_build_objective_names_what_is_wrong():
             build_objective("jepa", encoder(), **settings)
     with pytest.raises(ValueError, match="regulariser must be one of none, vicreg, sigreg, isotropy"):
         JEPA(encoder(), bad("l2"))
-    assert len(OBJECTIVES) == 11 and all(cls.Config().__class__ is cls.Config for cls in OBJECTIVES.values())
+    assert len(OBJECTIVES) == 12 and all(cls.Config().__class__ is cls.Config for cls in OBJECTIVES.values())

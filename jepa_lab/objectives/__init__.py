@@ -2,7 +2,7 @@
 
     objective = build_objective("jepa", encoder, target="none")
 
-Book: chapters 01, 04, 06, 12 to 14.
+Book: chapters 01, 04, 06, 08 to 10, 12 to 14.
 """
 
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from jepa_lab.objectives.decorrelation import (
     VICReg,
     VICRegConfig,
 )
-from jepa_lab.objectives.jepa import JEPA, JEPAConfig, MomentumConfig, PredictorConfig
+from jepa_lab.objectives.jepa import JEPA, JEPAConfig, MomentumConfig
+from jepa_lab.objectives.mae import MAE, MAEConfig
+from jepa_lab.objectives.masked import PredictorConfig
 from jepa_lab.objectives.retrieval import Retrieval, RetrievalConfig
 from jepa_lab.objectives.routed import RoutedJasper, RoutedJasperConfig, RoutingLossConfig
 from jepa_lab.objectives.siamese import BYOL, BYOLConfig, SimSiam, SimSiamConfig
@@ -33,6 +35,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "jasper_routed": RoutedJasper,
     "jepa": JEPA,
     "lejepa": LeJEPA,
+    "mae": MAE,
     "retrieval": Retrieval,
     "simsiam": SimSiam,
     "supervised": Supervised,
@@ -57,6 +60,7 @@ def build_objective(name: str, encoder: nn.Module | Tensor, config=None, seed: i
 __all__ = [
     "BYOL",
     "JEPA",
+    "MAE",
     "OBJECTIVES",
     "BYOLConfig",
     "BarlowTwins",
@@ -69,6 +73,7 @@ __all__ = [
     "JasperLossConfig",
     "LeJEPA",
     "LeJEPAConfig",
+    "MAEConfig",
     "MomentumConfig",
     "Objective",
     "PredictorConfig",

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from einops import rearrange, repeat
-from jaxtyping import Bool, Float
+from einops import repeat
+from jaxtyping import Float
 from torch import Tensor
 
-from jepa_lab.distributed import gather, global_mean, own, world_size
+from jepa_lab.distributed import gather, global_mean, world_size
 from jepa_lab.ema import SCHEDULES, EMAEncoder
 from jepa_lab.losses import covariance_term, isotropy, prediction_loss, sigreg, variance_term
-from jepa_lab.masking import Mask, MaskConfig, take_visible
+from jepa_lab.masking import MaskConfig
 from jepa_lab.metrics import normalized_std
 from jepa_lab.nets import TokenEncoder, masked_mean
 from jepa_lab.objectives.base import Objective
-from jepa_lab.predictors import MaskedTokenPredictor
+from jepa_lab.objectives.masked import PredictorConfig, answer, draw_mask
 from jepa_lab.tokens import gather_tokens
 
 # Each asks the rows to vary by about 1 in every direction. VICReg's two terms are in their paper's proportion, 25 : 1.
@@ -28,15 +28,6 @@ REGULARISERS = {
     "sigreg": lambda rows, generator: sigreg(rows, n_slices=64, generator=generator),
     "isotropy": lambda rows, generator: isotropy(rows),
 }
-
-
-@dataclass(frozen=True)
-class PredictorConfig:
-    """The predictor's own width, depth and heads; usually narrower than the encoder."""
-
-    width: int = 64
-    depth: int = 2
-    heads: int = 2
 
 
 @dataclass(frozen=True)
@@ -83,8 +74,10 @@ class JEPA(Objective):
     than the compared ones it would be satisfied while those collapse.
 
     Metrics: `target_std`, the normalised std of the pooled targets (1 = spread over the sphere, 0 = collapsed),
-    `tau`, the EMA momentum of the last update, and with a regulariser its unweighted value, `regulariser`, and the
-    loss without it, `prediction`.
+    `tau`, the EMA momentum of the last update (as `jepa_momentum` too), and with a regulariser its unweighted value,
+    `regulariser`, and the loss without it, `prediction`. `jepa_loss` and `ssl_loss` are the loss without it, the second
+    under the name that all objectives of the comparison share; `jepa_mask_ratio_actual`, `jepa_n_tokens_per_sample`,
+    `jepa_n_visible_per_sample` and `jepa_n_masked_per_sample` count what the masks hid.
     Papers: LeCun 2022; Assran et al. 2023 (I-JEPA). Book: chapters 01, 03.
     """
 
@@ -104,50 +97,34 @@ class JEPA(Objective):
                 f"got {config.regulariser_weight} and {config.regulariser_rows}"
             )
         config.mask.check(encoder.grid)
-        p = config.predictor
-        self.predictor = MaskedTokenPredictor(encoder.dim, p.width, p.depth, p.heads)
+        self.predictor = config.predictor.build(encoder.dim)
         self.target_encoder = EMAEncoder(encoder, config.momentum.build()) if config.target == "ema" else None
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = self.encoder.tokenize(batch)
-        mask = self.draw(tokens.valid)
-
-        context, context_valid, index = take_visible(tokens.x, mask.context)  # hidden tokens are gone from here on
-        h = self.encoder.encode(context, context_valid)
-
-        m = mask.targets.shape[1]
-        flat = rearrange(mask.targets & context_valid.any(1)[:, None, None], "b m n -> (b m) n")
-        query, asked, where = take_visible(repeat(tokens.query, "b n d -> (b m) n d", m=m), flat)
-        prediction = self.predictor(
-            h,
-            context_valid,
-            gather_tokens(tokens.query, index),
-            rearrange(query, "(b m) l d -> b m l d", m=m),
-            rearrange(asked, "(b m) l -> b m l", m=m),
-        )
+        mask, counts = draw_mask(self.config.mask, self.encoder, tokens.valid, self.generator)
+        told = answer(self.encoder, self.predictor, tokens, mask)
 
         everything = self.targets(batch)
         compared = everything if self.config.target == "none" else everything.detach()
-        target = gather_tokens(repeat(compared, "b n d -> (b m) n d", m=m), where)
-        loss = self.compare(rearrange(prediction, "b m l d -> (b m) l d"), target, asked)
+        target = gather_tokens(repeat(compared, "b n d -> (b m) n d", m=mask.targets.shape[1]), told.slot)
+        loss = self.compare(told.prediction, target, told.asked)
         pooled = gather(masked_mean(everything.detach(), tokens.valid))
-        metrics = {"target_std": normalized_std(pooled.nan_to_num())} if len(pooled) > 1 else {}
+        metrics = {"ssl_loss": loss.detach(), "jepa_loss": loss.detach()}
+        metrics |= {f"jepa_{name}": value for name, value in counts.items()}
+        if len(pooled) > 1:
+            metrics["target_std"] = normalized_std(pooled.nan_to_num())
         if self.target_encoder is not None:
-            metrics["tau"] = self.target_encoder.tau.clone()
+            metrics["tau"] = metrics["jepa_momentum"] = self.target_encoder.tau.clone()
         if self.config.regulariser != "none":
             if self.target_encoder is not None:
-                rows = gather(h, context_valid)
+                rows = gather(told.context, told.context_valid)
             else:
-                rows = gather(everything, mask.targets.any(1) & tokens.valid & context_valid.any(1)[:, None])
+                rows = gather(everything, mask.targets.any(1) & tokens.valid & told.context_valid.any(1)[:, None])
             regulariser = self.regularise(rows)
             metrics |= {"prediction": loss.detach(), "regulariser": regulariser.detach()}
             loss = loss + self.config.regulariser_weight * regulariser
         return loss, metrics
-
-    def draw(self, valid: Bool[Tensor, "B N"]) -> Mask:
-        """A mask for each row of this process, drawn for the rows of all."""
-        mask = self.config.mask.draw(gather(valid), self.encoder.grid, self.generator)
-        return Mask(*(own(part, len(valid)) for part in mask))
 
     def compare(self, prediction: Tensor, target: Tensor, asked: Tensor) -> Tensor:
         """The prediction loss over the asked tokens of all processes."""

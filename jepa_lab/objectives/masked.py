@@ -1,0 +1,100 @@
+"""What JEPA and the masked autoencoder share: the mask, the encoding of what is seen, the questions about the rest.
+
+Both call the same two functions. What is left to differ is the target, and the width of the answer.
+
+Book: chapters 01, 03, 08.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from jepa_lab.distributed import gather, own
+from jepa_lab.masking import Mask, MaskConfig, take_visible
+from jepa_lab.nets import TokenEncoder, Tokens
+from jepa_lab.predictors import MaskedTokenPredictor
+from jepa_lab.tokens import gather_tokens
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """The predictor's own width, depth, heads, MLP width (`mlp_ratio` x width) and dropout; usually narrower than the
+    encoder. The decoder of a masked autoencoder is the same network with another head."""
+
+    width: int = 64
+    depth: int = 2
+    heads: int = 2
+    mlp_ratio: float = 2.0
+    dropout: float = 0.0
+
+    def build(self, dim: int, dim_out: int | None = None) -> MaskedTokenPredictor:
+        """A predictor on an encoder of width `dim` whose answers have width `dim_out` (default: the same)."""
+        return MaskedTokenPredictor(
+            dim, self.width, self.depth, self.heads, self.mlp_ratio, dim_out=dim_out, dropout=self.dropout
+        )
+
+
+class Answers(NamedTuple):
+    """What the predictor says about the hidden tokens, and what the context encoder saw.
+
+    Shapes:
+        prediction: [B M, L, R], zeros where padded.
+        asked: Bool[B M, L], True = a hidden token of a row that has context.
+        slot: Int[B M, L], the token that was asked for.
+        context: [B, K, D], the context encoder's outputs.
+        context_valid: Bool[B, K].
+    """
+
+    prediction: Tensor
+    asked: Tensor
+    slot: Tensor
+    context: Tensor
+    context_valid: Tensor
+
+
+def draw_mask(
+    config: MaskConfig, encoder: TokenEncoder, valid: Tensor, generator: torch.Generator
+) -> tuple[Mask, dict[str, Tensor]]:
+    """A mask for each row of this process, drawn for the rows of all, and `mask_counts` over all of them."""
+    everyone = gather(valid)
+    mask = config.draw(everyone, encoder.grid, generator)
+    counts = mask_counts(everyone, mask.context, mask.targets.any(1))
+    return Mask(*(own(part, len(valid)) for part in mask)), counts
+
+
+def mask_counts(valid: Tensor, visible: Tensor, masked: Tensor) -> dict[str, Tensor]:
+    """Tokens a row has, shows and hides, on average, and the hidden share of all tokens.
+
+    Shapes: Bool[B, N] each -> four scalars.
+    """
+    n, seen, hidden = (part.sum() / len(valid) for part in (valid, visible, masked))
+    return {
+        "mask_ratio_actual": hidden / n,
+        "n_tokens_per_sample": n,
+        "n_visible_per_sample": seen,
+        "n_masked_per_sample": hidden,
+    }
+
+
+def answer(encoder: TokenEncoder, predictor: MaskedTokenPredictor, tokens: Tokens, mask: Mask) -> Answers:
+    """Encode the context tokens alone, and ask the predictor for every target block.
+
+    A row without context has no answers: it would predict from nothing.
+    """
+    context, context_valid, index = take_visible(tokens.x, mask.context)  # hidden tokens are gone from here on
+    h = encoder.encode(context, context_valid)
+
+    m = mask.targets.shape[1]
+    flat = rearrange(mask.targets & context_valid.any(1)[:, None, None], "b m n -> (b m) n")
+    query, asked, slot = take_visible(repeat(tokens.query, "b n d -> (b m) n d", m=m), flat)
+    prediction = predictor(
+        h,
+        context_valid,
+        gather_tokens(tokens.query, index),
+        rearrange(query, "(b m) l d -> b m l d", m=m),
+        rearrange(asked, "(b m) l -> b m l", m=m),
+    )
+    return Answers(rearrange(prediction, "b m l d -> (b m) l d"), asked, slot, h, context_valid)
