@@ -1175,3 +1175,5 @@ assert time.process_time() < 180  # twice the budget: this machine may be busy
 # calibration and the expected calibration error {cite}`guo2017calibration`; selective prediction and risk-coverage curves
 # {cite}`geifman2017selective`; the joint-embedding predictor {cite}`lecun2022path`. Routing losses with this meaning we know
 # from the plan and the code of JASPER alone.
+#
+# **Next**: [Retrieval](14_retrieval) asks what the parts of a JEPA are worth in a search model without any hint.
