@@ -23,15 +23,16 @@ from jepa_lab.clinical_probes import (
     some_labels,
 )
 from jepa_lab.clinical_rows import CONTROLS, bar, control_rows, frozen_rows, tuned_rows
-from jepa_lab.config import build, family, parse, resolve
+from jepa_lab.config import build, family, parse, repetition, resolve
 from jepa_lab.data.clinical import PARAMETERS
 from jepa_lab.data.clinical_batches import Scale, in_order
 from jepa_lab.data.clinical_generator import GeneratorConfig, generate, write_records
 from jepa_lab.experiment import evaluate
 from jepa_lab.families import FAMILIES, clinical, family_name
 from jepa_lab.fine_tuning import FineTuneConfig, FineTuned, LabelledBatches, fine_tune, scores
+from jepa_lab.flops import step_flops
 from jepa_lab.nets import SeriesEncoderConfig, series_encoder
-from jepa_lab.objectives import JEPA
+from jepa_lab.objectives import JEPA, build_objective
 from tests.test_clinical_batches import of_lengths
 
 ROOT = Path(__file__).parent.parent
@@ -428,3 +429,26 @@ def test_all_controls_can_be_asked_for():
     config = parse(["--config", str(CONFIGS / "triangle_jepa.yaml")])
     assert tuple(config.controls) == CONTROLS
     assert build(config).finetune.steps > 0
+
+
+@pytest.mark.parametrize(("name", "n"), [("triangle", 128), ("triangle_generator", 84)])
+def test_equal_flops_are_equal_to_three_percent(name, n):
+    """The epochs of a case times the arithmetic of its step, for records as long as the run shows them."""
+    arguments = ["--config", str(CONFIGS / f"{name}.yaml")]
+    g = torch.Generator().manual_seed(0)
+    batch = {
+        "value": torch.randn(8, n, generator=g),
+        "time": 48 * torch.rand(8, n, generator=g),
+        "feature": torch.randint(37, (8, n), generator=g),
+        "valid": torch.ones(8, n, dtype=torch.bool),
+    }
+    work = {}
+    for case, extra in build(parse(arguments)).sweep.overrides().items():
+        config = repetition(arguments, extra)
+        parts = build(config)
+        encoder = series_encoder(37, parts.encoder)
+        objective = build_objective(config.objective.name, encoder, parts.objective)
+        work[case] = step_flops(objective, batch) * parts.trainer.epochs
+    assert work["JEPA"] > 1.4 * work["MAE"] and work["contrastive"] > 1.2 * work["MAE"]
+    for case in ("JEPA, FLOPs of MAE", "contrastive, FLOPs of MAE"):
+        assert work[case] == pytest.approx(work["MAE"], rel=0.03), case
