@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from jepa_lab.families import FAMILIES
+from jepa_lab.families import FAMILIES, family_name
 from jepa_lab.monitoring import MonitoringConfig
 from jepa_lab.objectives import OBJECTIVES
 from jepa_lab.training import TrainConfig
@@ -62,8 +62,8 @@ def _argument(key: str, value: Any) -> str:
 
 
 @cache  # a sweep over fifty values parses as many command lines
-def make_parser(objective: str) -> ArgumentParser:
-    """The parser of a run with this objective.
+def make_parser(objective: str, data: str | None = None) -> ArgumentParser:
+    """The parser of a run with this objective, on the data set of this name where that decides about the settings.
 
     Raises: ValueError for an unknown objective (lists the known ones).
     """
@@ -76,7 +76,7 @@ def make_parser(objective: str) -> ArgumentParser:
     parser.add_argument("--name", type=str, required=True, help="the result is written to results/NAME.json")
     parser.add_argument("--objective.name", type=str, default=objective)
     parser.add_class_arguments(OBJECTIVES[objective].Config, "objective")
-    FAMILIES[OBJECTIVES[objective].family].add_arguments(parser)
+    FAMILIES[family_name(OBJECTIVES[objective].family, data)].add_arguments(parser)
     parser.add_class_arguments(TrainConfig, "trainer", skip={"seed"})
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", type=Literal["test", "validation"], default="test", help="choose on validation")
@@ -100,7 +100,7 @@ def parse(arguments: list[str]) -> Namespace:
 
     Raises: jsonargparse.ArgumentError for unknown keys and wrong types, ValueError for values out of range.
     """
-    parser = make_parser(_objective_name(arguments))
+    parser = make_parser(*_names(arguments))
     _check_sections(parser, arguments)
     config = parser.parse_args(arguments)
     family(config).check(config)
@@ -118,7 +118,7 @@ def parse(arguments: list[str]) -> Namespace:
 def repetition(arguments: list[str], extra: list[str]) -> Namespace:
     """The configuration of one repetition of a sweep, whose overrides may name another objective."""
     arguments = [*arguments, *extra]
-    config = make_parser(_objective_name(arguments)).parse_args(arguments)
+    config = make_parser(*_names(arguments)).parse_args(arguments)
     build(config)
     return config
 
@@ -126,13 +126,14 @@ def repetition(arguments: list[str], extra: list[str]) -> Namespace:
 def build(config: Namespace) -> Namespace:
     """The same configuration with the parts' dataclasses in place: `.objective`, `.trainer`, `.sweep`, ..."""
     config = config.clone()
-    name = config.objective.pop("name")
-    return make_parser(name).instantiate(config)
+    parser = make_parser(config.objective.name, config.get("data.name"))
+    config.objective.pop("name")
+    return parser.instantiate(config)
 
 
 def family(config: Namespace) -> ModuleType:
     """The module of `jepa_lab.families` that the configured objective belongs to."""
-    return FAMILIES[OBJECTIVES[config.objective.name].family]
+    return FAMILIES[family_name(OBJECTIVES[config.objective.name].family, config.get("data.name"))]
 
 
 def resolve(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
@@ -146,29 +147,39 @@ def reread(data: dict[str, Any]) -> dict[str, Any]:
 
     Raises: jsonargparse.ArgumentError for settings that no longer exist.
     """
-    return stored(make_parser(data["objective"]["name"]).parse_object(data))
+    return stored(parser_of(data).parse_object(data))
+
+
+def parser_of(data: dict[str, Any]) -> ArgumentParser:
+    """The parser of a stored configuration."""
+    return make_parser(data["objective"]["name"], data.get("data", {}).get("name"))
 
 
 def stored(config: Namespace) -> dict[str, Any]:
     """A configuration as plain data for a results file, without where it was read from and how it was written."""
-    data = yaml.safe_load(make_parser(config.objective.name).dump(config))
+    data = yaml.safe_load(make_parser(config.objective.name, config.get("data.name")).dump(config))
     return {key: value for key, value in data.items() if key not in ("config", "out", "resume", "checkpoints")}
 
 
-def _objective_name(arguments: list[str]) -> str:
-    """Read the objective's name first: it decides which settings exist."""
-    name = None
+def _names(arguments: list[str]) -> tuple[str, str | None]:
+    """Read the names of objective and data first: they decide which settings exist."""
+    found: dict[str, str | None] = {"objective": None, "data": None}
     for key, value in _given(arguments):
-        if key == "--objective.name":
-            name = value
-        elif key == "--config":
-            section = _read(value).get("objective") or {}
-            if not isinstance(section, dict):
-                raise ValueError(f"objective in {value} must be a section, `objective: {{name: ...}}`, got {section!r}")
-            name = section.get("name", name)
-            if not isinstance(name, str | None):
-                raise ValueError(f"objective.name in {value} must be the name of an objective, got {name!r}")
-    return name or "jepa"
+        if key == "--config":
+            content = _read(value)
+            for part in found:
+                section = content.get(part) or {}
+                if not isinstance(section, dict):
+                    raise ValueError(f"{part} in {value} must be a section, `{part}: {{name: ...}}`, got {section!r}")
+                found[part] = section.get("name", found[part])
+                if not isinstance(found[part], str | None):
+                    what = "an objective" if part == "objective" else "a data set"
+                    raise ValueError(f"{part}.name in {value} must be the name of {what}, got {found[part]!r}")
+        else:
+            for part in found:
+                if key == f"--{part}.name":
+                    found[part] = value
+    return found["objective"] or "jepa", found["data"]
 
 
 def _check_sections(parser: ArgumentParser, arguments: list[str]) -> None:

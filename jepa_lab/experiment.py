@@ -14,7 +14,7 @@ import torch
 from jsonargparse import ArgumentError, Namespace
 
 from jepa_lab import __version__, checkpoints
-from jepa_lab.config import build, family, make_parser, repetition, reread, stored
+from jepa_lab.config import build, family, parser_of, repetition, reread, stored
 from jepa_lab.distributed import rank
 from jepa_lab.families.base import Prepared
 from jepa_lab.files import write_atomic
@@ -177,7 +177,7 @@ def restore(path: str | Path, split: str | None = None) -> tuple[Namespace, Name
             f"the checkpoint {path} does not hold the configuration of a run: it was not written by "
             "`python -m jepa_lab train`; load it with Trainer.load_checkpoint"
         )
-    config = make_parser(run["config"]["objective"]["name"]).parse_object(run["config"])
+    config = parser_of(run["config"]).parse_object(run["config"])
     if split:
         config.split = split
     parts = build(config)

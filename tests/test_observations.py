@@ -246,5 +246,7 @@ def test_what_is_wrong_is_named():
         ObservationTokenizer(3, 8, shortest=9.0, longest=2.0)
     with pytest.raises(ValueError, match="dim must be even"):
         time_code(torch.zeros(2), 3)
+    with pytest.raises(ValueError, match="views='augment' changes images; for observations use 'complementary'"):
+        objective("contrastive", views="augment")
     with pytest.raises(ValueError, match="needs tokens on a grid"):
         JEPA(encoder(), JEPAConfig(MaskConfig("multiblock")))

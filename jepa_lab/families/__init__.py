@@ -10,9 +10,15 @@ more module.
     curves(before, trainer) -> dict of columns      what happened over training, for the results file
     line(rows) -> str                               the rows in one line of progress
 
-`before` is what `evaluate` returned before the first step.
+`before` is what `evaluate` returned before the first step. The objectives for images take any tokens: where the data
+are clinical records, the family is that of the data (`family_name`).
 """
 
-from jepa_lab.families import images, retrieval, text
+from jepa_lab.families import clinical, images, retrieval, text
 
-FAMILIES = {"images": images, "retrieval": retrieval, "text": text}
+FAMILIES = {"clinical": clinical, "images": images, "retrieval": retrieval, "text": text}
+
+
+def family_name(own: str, data: str | None) -> str:
+    """The family of a run: that of its objective, or for those on images that of clinical data."""
+    return "clinical" if own == "images" and data in clinical.DATASETS else own

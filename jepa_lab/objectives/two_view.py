@@ -61,6 +61,8 @@ class TwoView(Objective):
                 kinds = ", ".join(SERIES_KINDS)
                 raise ValueError(f"views='complementary' needs one of {kinds}, got mask.kind={config.mask.kind!r}")
             check_complementary(config.mask.ratio, "mask.ratio")
+        if config.views == "augment" and encoder.is_series:
+            raise ValueError("views='augment' changes images; for observations use 'complementary' or 'mask'")
         if config.views == "augment" and config.augmentation == Augmentation():
             raise ValueError("augmentation: the identity makes the two views equal; set crop, rotation, noise, ...")
         if config.projection_dim < 0:
