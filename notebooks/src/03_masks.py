@@ -97,11 +97,15 @@ assert torch.equal(unpatchify(patchify(pictures, 4), 4, (8, 8)), pictures)
 
 encoder = image_encoder(pictures, EncoderConfig(patch=4))
 tokens = encoder.tokenize({"image": pictures})
-{name: tuple(value.shape) for name, value in tokens._asdict().items()}
+{
+    name: tuple(value.shape)
+    for name, value in tokens._asdict().items()
+    if value is not None
+}
 
 # %% [markdown]
 # `x` are the tokens, `valid` says which are real (pictures have no padding, but lists of measurements will), `query`
-# holds the position codes, `raw` the pixels.
+# holds the position codes, `raw` the pixels. A fifth field, `series`, is `None` for pictures: it is for measurements.
 #
 # ## Three kinds of masks
 #

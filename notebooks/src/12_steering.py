@@ -456,7 +456,7 @@ print("this is exactly jepa_lab.losses.info_nce")
 # %%
 import torch.nn.functional as F
 
-from jepa_lab.data.steering import TIERS
+from jepa_lab.data.negatives import TIERS
 from jepa_lab.objectives import build_objective
 
 dataset = training_set(task, recipe.steering, replace(recipe.trainer, seed=0))
