@@ -107,7 +107,7 @@ def test_a_blink_opens_the_gate_and_leaves_no_nan():
 
 @pytest.mark.usefixtures("unchecked")
 def test_bad_settings():
-    with pytest.raises(ValueError, match="behavior.dim must be at least 1"):
+    with pytest.raises(ValueError, match=r"behavior.dim must be at least 1"):
         BehaviorConfig(dim=0)
-    with pytest.raises(ValueError, match="behavior.gain must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match=r"behavior.gain must be 0 or more, got -1"):
         BehaviorConfig(gain=-1.0)
