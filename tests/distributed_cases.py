@@ -148,6 +148,7 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, list[dict[str, Tensor]]]]
     blocks = MaskConfig("multiblock", n_blocks=2, min_context=2)
     for loss in ("smooth_l1", "mse", "cosine"):
         add("jepa", "images", 7, "multiblock", mask=blocks, loss=loss, momentum=MOMENTUM)
+    add("h_jepa", "images", 7, level_pools=(1, 2, 3), level_layers=(0, 0, 0), momentum=MOMENTUM)
     add("mae", "images", 7, "multiblock", mask=blocks, target_norm="layer")
     add("mae", "sequences")
     mix = MaskConfig("mix", 0.5)

@@ -2,7 +2,7 @@
 
     objective = build_objective("jepa", encoder, target="none")
 
-Book: chapters 01, 04, 06, 08 to 10, 12 to 14.
+Book: chapters 01, 04, 06, 08 to 14.
 """
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from jepa_lab.objectives.decorrelation import (
     VICReg,
     VICRegConfig,
 )
+from jepa_lab.objectives.hierarchical import HJEPA, HJEPAConfig
 from jepa_lab.objectives.jepa import JEPA, JEPAConfig, MomentumConfig
 from jepa_lab.objectives.mae import MAE, MAEConfig
 from jepa_lab.objectives.masked import PredictorConfig
@@ -31,6 +32,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "contrastive": Contrastive,
+    "h_jepa": HJEPA,
     "jasper": Jasper,
     "jasper_routed": RoutedJasper,
     "jepa": JEPA,
@@ -59,6 +61,7 @@ def build_objective(name: str, encoder: nn.Module | Tensor, config=None, seed: i
 
 __all__ = [
     "BYOL",
+    "HJEPA",
     "JEPA",
     "MAE",
     "OBJECTIVES",
@@ -67,6 +70,7 @@ __all__ = [
     "BarlowTwinsConfig",
     "Contrastive",
     "ContrastiveConfig",
+    "HJEPAConfig",
     "JEPAConfig",
     "Jasper",
     "JasperConfig",

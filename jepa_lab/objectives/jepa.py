@@ -14,12 +14,12 @@ from torch import Tensor
 from jepa_lab.distributed import gather, global_mean, world_size
 from jepa_lab.ema import SCHEDULES, EMAEncoder
 from jepa_lab.losses import covariance_term, isotropy, prediction_loss, sigreg, variance_term
-from jepa_lab.masking import MaskConfig
+from jepa_lab.masking import Mask, MaskConfig
 from jepa_lab.metrics import normalized_std
 from jepa_lab.nets import TokenEncoder, masked_mean
 from jepa_lab.objectives.base import Objective
-from jepa_lab.objectives.masked import PredictorConfig, answer, draw_mask
-from jepa_lab.tokens import gather_tokens
+from jepa_lab.objectives.masked import PredictorConfig, Seen, ask, draw_mask, see
+from jepa_lab.tokens import Tokens, gather_tokens
 
 # Each asks the rows to vary by about 1 in every direction. VICReg's two terms are in their paper's proportion, 25 : 1.
 REGULARISERS = {
@@ -101,30 +101,48 @@ class JEPA(Objective):
         self.target_encoder = EMAEncoder(encoder, config.momentum.build()) if config.target == "ema" else None
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens = self.encoder.tokenize(batch)
-        mask, counts = draw_mask(self.config.mask, self.encoder, tokens, self.generator)
-        told = answer(self.encoder, self.predictor, tokens, mask)
+        return self.step(batch)[:2]
 
-        everything = self.targets(batch)
-        compared = everything if self.config.target == "none" else everything.detach()
-        target = gather_tokens(repeat(compared, "b n d -> (b m) n d", m=mask.targets.shape[1]), told.slot)
-        loss = self.compare(told.prediction, target, told.asked)
-        pooled = gather(masked_mean(everything.detach(), tokens.valid))
-        metrics = {"ssl_loss": loss.detach(), "jepa_loss": loss.detach()}
+    def step(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], Seen]:
+        """The loss, its metrics, and what the context encoder saw."""
+        tokens = self.encoder.tokenize(batch)
+        mask, counts = self.draw(tokens)
+        seen = see(self.encoder, tokens, mask)
+        loss, everything, metrics = self.predict(batch, tokens, mask, seen)
+        metrics |= {"ssl_loss": loss.detach(), "jepa_loss": loss.detach()}
         metrics |= {f"jepa_{name}": value for name, value in counts.items()}
+        pooled = gather(masked_mean(everything.detach(), tokens.valid))
         if len(pooled) > 1:
             metrics["target_std"] = normalized_std(pooled.nan_to_num())
         if self.target_encoder is not None:
             metrics["tau"] = metrics["jepa_momentum"] = self.target_encoder.tau.clone()
         if self.config.regulariser != "none":
             if self.target_encoder is not None:
-                rows = gather(told.context, told.context_valid)
+                rows = gather(seen.h, seen.valid)
             else:
-                rows = gather(everything, mask.targets.any(1) & tokens.valid & told.context_valid.any(1)[:, None])
+                rows = gather(everything, mask.targets.any(1) & tokens.valid & seen.valid.any(1)[:, None])
             regulariser = self.regularise(rows)
             metrics |= {"prediction": loss.detach(), "regulariser": regulariser.detach()}
             loss = loss + self.config.regulariser_weight * regulariser
-        return loss, metrics
+        return loss, metrics, seen
+
+    def draw(self, tokens: Tokens) -> tuple[Mask, dict[str, Tensor]]:
+        """A mask for each row, and what it hides on average."""
+        return draw_mask(self.config.mask, self.encoder, tokens, self.generator)
+
+    def predict(
+        self, batch: dict[str, Tensor], tokens: Tokens, mask: Mask, seen: Seen
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The prediction loss, the target representations of all tokens [B, N, D], and more metrics."""
+        everything = self.targets(batch)
+        return self.predict_slots(seen, tokens.query, mask.targets, everything), everything, {}
+
+    def predict_slots(self, seen: Seen, query: Tensor, where: Tensor, target: Tensor) -> Tensor:
+        """The loss of predicting `target` [B, N, D] at the slots `where` [B, M, N], which `query` [B, N, D] locates."""
+        told = ask(self.predictor, seen, query, where)
+        compared = target if self.config.target == "none" else target.detach()
+        compared = gather_tokens(repeat(compared, "b n d -> (b m) n d", m=where.shape[1]), told.slot)
+        return self.compare(told.prediction, compared, told.asked)
 
     def compare(self, prediction: Tensor, target: Tensor, asked: Tensor) -> Tensor:
         """The prediction loss over the asked tokens of all processes."""

@@ -1,6 +1,6 @@
 """What JEPA and the masked autoencoder share: the mask, the encoding of what is seen, the questions about the rest.
 
-Both call the same two functions. What is left to differ is the target, and the width of the answer.
+Both call the same functions. What is left to differ is the target, and the width of the answer.
 
 Book: chapters 01, 03, 08.
 """
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange, repeat
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepa_lab.distributed import gather, own
@@ -35,6 +36,20 @@ class PredictorConfig:
         return MaskedTokenPredictor(
             dim, self.width, self.depth, self.heads, self.mlp_ratio, dim_out=dim_out, dropout=self.dropout
         )
+
+
+class Seen(NamedTuple):
+    """What the context encoder saw, and says about it.
+
+    Shapes:
+        h: [B, K, D], the context encoder's outputs.
+        valid: Bool[B, K].
+        query: [B, K, D], where the seen tokens are.
+    """
+
+    h: Tensor
+    valid: Tensor
+    query: Tensor
 
 
 class Answers(NamedTuple):
@@ -85,22 +100,32 @@ def mask_counts(valid: Tensor, visible: Tensor, masked: Tensor) -> dict[str, Ten
     }
 
 
-def answer(encoder: TokenEncoder, predictor: MaskedTokenPredictor, tokens: Tokens, mask: Mask) -> Answers:
-    """Encode the context tokens alone, and ask the predictor for every target block.
+def see(encoder: TokenEncoder, tokens: Tokens, mask: Mask) -> Seen:
+    """Encode the context tokens alone."""
+    context, valid, index = take_visible(tokens.x, mask.context)  # hidden tokens are gone from here on
+    return Seen(encoder.encode(context, valid), valid, gather_tokens(tokens.query, index))
+
+
+def ask(
+    predictor: MaskedTokenPredictor, seen: Seen, query: Float[Tensor, "B N D"], where: Bool[Tensor, "B M N"]
+) -> Answers:
+    """Ask the predictor for every marked slot, each of the M blocks by itself; `query` says where the slots are.
 
     A row without context has no answers: it would predict from nothing.
     """
-    context, context_valid, index = take_visible(tokens.x, mask.context)  # hidden tokens are gone from here on
-    h = encoder.encode(context, context_valid)
-
-    m = mask.targets.shape[1]
-    flat = rearrange(mask.targets & context_valid.any(1)[:, None, None], "b m n -> (b m) n")
-    query, asked, slot = take_visible(repeat(tokens.query, "b n d -> (b m) n d", m=m), flat)
+    m = where.shape[1]
+    flat = rearrange(where & seen.valid.any(1)[:, None, None], "b m n -> (b m) n")
+    query, asked, slot = take_visible(repeat(query, "b n d -> (b m) n d", m=m), flat)
     prediction = predictor(
-        h,
-        context_valid,
-        gather_tokens(tokens.query, index),
+        seen.h,
+        seen.valid,
+        seen.query,
         rearrange(query, "(b m) l d -> b m l d", m=m),
         rearrange(asked, "(b m) l -> b m l", m=m),
     )
-    return Answers(rearrange(prediction, "b m l d -> (b m) l d"), asked, slot, h, context_valid)
+    return Answers(rearrange(prediction, "b m l d -> (b m) l d"), asked, slot, seen.h, seen.valid)
+
+
+def answer(encoder: TokenEncoder, predictor: MaskedTokenPredictor, tokens: Tokens, mask: Mask) -> Answers:
+    """Encode the context tokens alone, and ask the predictor for every target block."""
+    return ask(predictor, see(encoder, tokens, mask), tokens.query, mask.targets)
