@@ -27,6 +27,7 @@ from jepa_lab.objectives.siamese import BYOL, BYOLConfig, SimSiam, SimSiamConfig
 from jepa_lab.objectives.steering import Jasper, JasperConfig, JasperLossConfig, TargetConfig
 from jepa_lab.objectives.supervised import Supervised, SupervisedConfig
 from jepa_lab.objectives.two_view import TwoView, TwoViewConfig
+from jepa_lab.polar.model import PolarV1, PolarV1Config
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "barlow_twins": BarlowTwins,
@@ -38,6 +39,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "jepa": JEPA,
     "lejepa": LeJEPA,
     "mae": MAE,
+    "polar": PolarV1,
     "retrieval": Retrieval,
     "simsiam": SimSiam,
     "supervised": Supervised,
@@ -49,10 +51,14 @@ def build_objective(name: str, encoder: nn.Module | Tensor, config=None, seed: i
     """The objective called `name` on this encoder (`jasper`, `jasper_routed`: on these centroids of the topics,
     [K, D]; `retrieval`: on one of `text_nets`), from its config object or from the config's fields as keywords.
 
-    Raises: ValueError for an unknown name (lists the known ones), TypeError for an unknown setting.
+    `polar` has no encoder to be put on: `PolarV1(config, units, image_size)` builds it.
+
+    Raises: ValueError for an unknown name (lists the known ones) or polar, TypeError for an unknown setting.
     """
     if name not in OBJECTIVES:
         raise ValueError(f"unknown objective {name!r}; known: {', '.join(sorted(OBJECTIVES))}")
+    if name == "polar":
+        raise ValueError("polar is a whole model: build it with PolarV1(config, units, image_size)")
     if config is not None and settings:
         raise TypeError(f"give either config or the settings {sorted(settings)}, not both")
     cls = OBJECTIVES[name]
@@ -80,6 +86,8 @@ __all__ = [
     "MAEConfig",
     "MomentumConfig",
     "Objective",
+    "PolarV1",
+    "PolarV1Config",
     "PredictorConfig",
     "Retrieval",
     "RetrievalConfig",
