@@ -213,7 +213,7 @@ def _place(config: Namespace, named: dict[str, Any]) -> Path:
 
 
 # What says how a model is measured, not how it is trained; a checkpoint keeps it without insisting on it.
-_MEASURED = ("name", "seeds", "sweep", "split", "controls", "tokens", "probe_rows", "monitoring")
+_MEASURED = ("name", "seeds", "sweep", "split", "controls", "tokens", "probe_rows", "readouts", "monitoring")
 
 
 def _settings(config: Namespace, named: dict[str, Any], texts: str) -> dict[str, Any]:

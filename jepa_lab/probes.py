@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from jepa_lab.training import Batch, TrainConfig, Trainer, seed_all
 CONTROLS = ("chance", "raw input", "random init", "supervised")
 Row = dict[str, str | float]
 Splits = dict[str, Batch]
+Represent = Callable[[Batch], dict[str, Tensor]]  # the features behind the columns "linear" and, maybe, "tokens"
 
 
 def extract(
@@ -57,11 +58,19 @@ def linear_probe(
     Raises: ValueError when the features are not finite.
     """
     _check_finite(train, test)
+    return float(fit_linear(train, train_label, C).score(test.numpy(), test_label.numpy()))
+
+
+def fit_linear(train: Float[Tensor, "n F"], label: Int[Tensor, " n"], C: float = 1.0) -> Pipeline:
+    """The probe of `linear_probe`, fitted: scikit-learn's logistic regression behind a standard scaler.
+
+    Raises: ValueError when the features are not finite.
+    """
+    _check_finite(train)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=500))
     with warnings.catch_warnings():  # 500 iterations change no digit that is reported
         warnings.simplefilter("ignore", ConvergenceWarning)
-        probe.fit(train.numpy(), train_label.numpy())
-    return float(probe.score(test.numpy(), test_label.numpy()))
+        return probe.fit(train.numpy(), label.numpy())
 
 
 def knn_probe(
@@ -84,7 +93,13 @@ def knn_probe(
 
 
 def probe(
-    objective: Objective, data: Splits, split: str = "test", method: str = "", tokens: bool = True, train_rows: int = 0
+    objective: Objective,
+    data: Splits,
+    split: str = "test",
+    method: str = "",
+    tokens: bool = True,
+    train_rows: int = 0,
+    more: Callable[[Represent], Row] | None = None,
 ) -> Row:
     """One row of a results table: probes trained on the training split, scored on `split`.
 
@@ -92,14 +107,20 @@ def probe(
     `rankme` (`metrics.normalized_std`, `metrics.effective_rank`, `metrics.rankme` of the pooled features of `split`),
     and `dropped`, the rows of both splits that had nothing to represent. Accuracies are shares in [0, 1]. Choose
     settings on "validation"; "test" is for the result. `train_rows` > 0 trains the probes on the first so many rows.
+    `more` adds columns of its own, as `image_probes.read_outs` does.
     """
-    data = _first(data, train_rows)
+    data = first_rows(data, train_rows)
     row = _probe_features(*extract(objective, data["train"]), *extract(objective, data[split]), data, split)
     if tokens and "tokens" in objective.representations:
         train, i = extract(objective, data["train"], "tokens")
         test, j = extract(objective, data[split], "tokens")
         row["tokens"] = linear_probe(train, data["train"]["label"][i], test, data[split]["label"][j])
-    return {"method": method or type(objective).__name__} | row
+
+    def represent(batch: Batch) -> dict[str, Tensor]:
+        names = {"linear": "pooled"} | ({"tokens": "tokens"} if "tokens" in row else {})
+        return {column: extract(objective, batch, name)[0] for column, name in names.items()}
+
+    return {"method": method or type(objective).__name__} | row | (more(represent) if more else {})
 
 
 def raw_features(data: Batch) -> Float[Tensor, "n F"]:
@@ -116,36 +137,41 @@ def control_rows(
     rows: Iterable[str] = CONTROLS,
     tokens: bool = True,
     train_rows: int = 0,
+    more: Callable[[Represent], Row] | None = None,
 ) -> list[Row]:
     """The rows every table needs beside the method's own.
 
     `chance`: always the most frequent training label. `raw input`: the probes on the pixels. `random init`: the same
     encoder, untrained. `supervised`: the same encoder trained with the labels under the same recipe, on all rows
-    whatever `train_rows` says, which limits the probes alone.
+    whatever `train_rows` says, which limits the probes alone. `more` adds columns to every row, as in `probe`.
 
     Raises: ValueError for an unknown row name.
     """
     result, everything = [], data["train"]
-    data = _first(data, train_rows)
+    data = first_rows(data, train_rows)
     for name in rows:
         if name == "chance":
             common = data["train"]["label"].bincount().argmax()
             share = (data[split]["label"] == common).float().mean().item()
             row = {"method": name, "linear": share, "knn": share, "tokens": share}
+            if more:  # of features that say nothing, a probe learns how frequent the classes are
+                row |= _for_tokens_too(more(lambda batch: {"linear": torch.zeros(len(batch["label"]), 1)}))
         elif name == "raw input":
             train, test = raw_features(data["train"]), raw_features(data[split])
             everyone = [torch.arange(len(x)) for x in (train, test)]
             row = {"method": name} | _probe_features(train, everyone[0], test, everyone[1], data, split)
             row["tokens"] = row["linear"]
+            if more:
+                row |= _for_tokens_too(more(lambda batch: {"linear": raw_features(batch)}))
         elif name == "random init":
             seed_all(seed)
-            row = probe(JEPA(make_encoder(), seed=seed), data, split, name, tokens)
+            row = probe(JEPA(make_encoder(), seed=seed), data, split, name, tokens, more=more)
         elif name == "supervised":
             seed_all(seed)
             classes = int(data["train"]["label"].max()) + 1
             objective = Supervised(make_encoder(), SupervisedConfig(n_classes=classes), seed=seed)
             Trainer(objective, everything, config).fit()
-            row = probe(objective, data, split, name, tokens)
+            row = probe(objective, data, split, name, tokens, more=more)
         else:
             raise ValueError(f"unknown control row {name!r}; known: {', '.join(CONTROLS)}")
         result.append(row)
@@ -164,7 +190,12 @@ def collect(rows: Iterable[Row], label: str = "method") -> list[dict[str, str | 
     return list(collected.values())
 
 
-def _first(data: Splits, rows: int) -> Splits:
+def _for_tokens_too(row: Row) -> Row:
+    """A row without tokens, whose one linear read-out stands in both columns."""
+    return row | {name.replace("linear", "tokens"): score for name, score in row.items() if name.startswith("linear")}
+
+
+def first_rows(data: Splits, rows: int) -> Splits:
     """The same splits with at most so many training rows; 0 keeps all."""
     return data if rows == 0 else data | {"train": {key: value[:rows] for key, value in data["train"].items()}}
 

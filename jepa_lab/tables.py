@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 from torch import Tensor
 
 from jepa_lab.probes import CONTROLS
@@ -21,6 +23,50 @@ def mean_sd(values: Tensor | np.ndarray | Sequence | float) -> tuple[np.ndarray,
     x = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
     x = x[None] if x.ndim == 0 else x
     return np.asarray(x.mean(0)), np.asarray(x.std(0, ddof=1) if len(x) > 1 else np.zeros(x.shape[1:]))
+
+
+class Interval(NamedTuple):
+    """The mean of some differences and its confidence interval; `str` of it is "+1.2 [-0.3, +2.7]"."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, factor: float = 1.0, digits: int = 1) -> str:
+        """Each number times `factor` (100 for points of shares), with its sign."""
+        mean, low, high = (f"{factor * value:+.{digits}f}" for value in self)
+        return f"{mean} [{low}, {high}]"
+
+
+def paired_interval(
+    a: np.ndarray | Sequence[float], b: np.ndarray | Sequence[float], confidence: float = 0.95
+) -> Interval:
+    """How much higher is `a` than `b` over runs that share their seeds? Student's t on the differences.
+
+    ``mean(d) -+ t(confidence, S - 1) sd(d) / sqrt(S)`` with ``d = a - b``. What a seed does to both, such as the
+    choice of labels, cancels in the differences. The runs must stand in the same order of seeds.
+
+    Shapes: a, b [S], one number a seed, S >= 2.
+    Raises: ValueError for other numbers of runs in a and b, fewer than two, values that are not finite, or a
+        confidence outside (0, 1).
+    Paper: Student, The probable error of a mean, Biometrika 1908.
+    Book: chapters 10, 11.
+    """
+    a, b = (np.asarray(values, dtype=float) for values in (a, b))
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
+        raise ValueError(
+            f"a and b must hold one number for each of the same two or more seeds, got {a.shape}, {b.shape}"
+        )
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("a and b must be finite: leave out a seed in both, and say so, where a run has no number")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
+    mean, sd = (float(value) for value in mean_sd(a - b))
+    half = float(stdtrit(len(a) - 1, (1 + confidence) / 2)) * sd / len(a) ** 0.5
+    return Interval(mean, mean - half, mean + half)
 
 
 @dataclass(frozen=True)

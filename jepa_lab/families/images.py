@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from jepa_lab.data import images
 from jepa_lab.families.base import Prepared, check_settings
+from jepa_lab.image_probes import ReadOutConfig, read_outs
 from jepa_lab.monitor import CollapseMonitor
 from jepa_lab.nets import EncoderConfig, image_encoder
 from jepa_lab.objectives import build_objective
@@ -25,6 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--controls", type=list[Literal[CONTROLS]], default=list(CONTROLS))
     parser.add_argument("--tokens", type=bool, default=True, help="probe all tokens too, not only their mean")
     parser.add_argument("--probe_rows", type=int, default=0, help="probes train on the first rows only; 0 = on all")
+    parser.add_class_arguments(ReadOutConfig, "readouts")
 
 
 def check(config: Namespace) -> None:
@@ -35,6 +37,7 @@ def check(config: Namespace) -> None:
         )
     if config.probe_rows < 0:
         raise ValueError(f"probe_rows must not be negative (0 = all rows), got {config.probe_rows}")
+    ReadOutConfig(**vars(config.readouts)).check(config.data.name)
     check_settings(config.data.name, images.DATASETS[config.data.name], config.data.settings)
 
 
@@ -57,11 +60,10 @@ def measure(config: Namespace, parts: Namespace, prepared: Prepared, seed: int) 
     def make_encoder():
         return image_encoder(data["train"]["image"], parts.encoder)
 
-    rows = control_rows(
-        data, make_encoder, prepared.trainer, seed, config.split, config.controls, config.tokens, config.probe_rows
-    )
-    name = config.objective.name
-    return [*rows, probe(prepared.objective, data, config.split, name, config.tokens, config.probe_rows)]
+    how = {"tokens": config.tokens, "train_rows": config.probe_rows}
+    how["more"] = read_outs(parts.readouts, data, config.split, seed, config.probe_rows)
+    rows = control_rows(data, make_encoder, prepared.trainer, seed, config.split, config.controls, **how)
+    return [*rows, probe(prepared.objective, data, config.split, config.objective.name, **how)]
 
 
 def curves(before: dict[str, float], trainer: Trainer) -> dict[str, list[int | float | None]]:
