@@ -172,6 +172,13 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, list[dict[str, Tensor]]]]
     for loss in ("smooth_l1", "mse", "cosine"):
         add("jepa", "images", 7, "multiblock", mask=blocks, loss=loss, momentum=MOMENTUM)
     add("h_jepa", "images", 7, level_pools=(1, 2, 3), level_layers=(0, 0, 0), momentum=MOMENTUM)
+    for rows in (8, 7):
+        two_views = {"augmentation": CHANGES, "momentum": MOMENTUM}
+        pools = {"level_pools": (1, 2, 3), "level_layers": (0, 0, 0)}
+        add("c_jepa", "images", rows, contrastive_weight=0.5, **pools, **two_views)
+        add("c_jepa", "images", rows, "target", contrastive_on_context=False, **pools, **two_views)
+        add("jepa", "images", rows, "NT-Xent", use_contrastive=True, target="none", **two_views)
+        add("c_jepa_vicreg", "images", rows, head_norm="batch", vicreg_weight=0.5, **two_views)
     add("mae", "images", 7, "multiblock", mask=blocks, target_norm="layer")
     add("mae", "sequences")
     mix = MaskConfig("mix", 0.5)
