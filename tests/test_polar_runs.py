@@ -30,6 +30,7 @@ def rows(tmp_path, *arguments):
     return run, {row["method"]: row for row in run["rows"]}
 
 
+@pytest.mark.slow
 def test_a_run_reports_the_model_beside_its_controls(tmp_path, capsys):
     run, found = rows(tmp_path, "--trainer.evaluate_every=1")
     assert list(found) == ["mean rate", "true rate, no gain", "true rate", "polar"]
@@ -47,6 +48,7 @@ def test_a_run_reports_the_model_beside_its_controls(tmp_path, capsys):
     assert "true rate" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_jepa_reports_its_forecast_and_its_embedding(tmp_path):
     found = rows(tmp_path, "--objective.use_jepa=true", "--objective.dynamics=behavior", "--controls=[]")[1]
     assert list(found) == ["polar"]
