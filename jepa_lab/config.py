@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from jepa_lab.families import FAMILIES, family_name
 from jepa_lab.monitoring import MonitoringConfig
-from jepa_lab.objectives import OBJECTIVES
+from jepa_lab.objectives import objective_class
 from jepa_lab.training import TrainConfig
 
 
@@ -62,21 +62,24 @@ def _argument(key: str, value: Any) -> str:
 
 
 @cache  # a sweep over fifty values parses as many command lines
-def make_parser(objective: str, data: str | None = None) -> ArgumentParser:
-    """The parser of a run with this objective, on the data set of this name where that decides about the settings.
+def make_parser(objective: str, data: str | None = None, use_contrastive: bool | None = None) -> ArgumentParser:
+    """The parser of a run with this objective, on the data set of this name where that decides about the settings, as
+    `use_contrastive` (None = not given) does.
 
-    Raises: ValueError for an unknown objective (lists the known ones).
+    Raises: ValueError for an unknown objective (lists the known ones), or one that `use_contrastive` does not fit.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective.name: unknown objective {objective!r}; known: {', '.join(sorted(OBJECTIVES))}")
+    try:
+        cls = objective_class(objective, use_contrastive)
+    except ValueError as error:
+        raise ValueError(f"objective.name: {error}") from None
     about = f"Train {objective!r}, probe it beside the control rows, and write results/NAME.json."
     # No abbreviations: --trainer.epoch would pass for --trainer.epochs, and a typo for a setting.
     parser = ArgumentParser("python -m jepa_lab train", description=about, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file, such as jepa_lab/configs/digits_jepa.yaml")
     parser.add_argument("--name", type=str, required=True, help="the result is written to results/NAME.json")
     parser.add_argument("--objective.name", type=str, default=objective)
-    parser.add_class_arguments(OBJECTIVES[objective].Config, "objective")
-    FAMILIES[family_name(OBJECTIVES[objective].family, data)].add_arguments(parser)
+    parser.add_class_arguments(cls.Config, "objective")
+    FAMILIES[family_name(cls.family, data)].add_arguments(parser)
     parser.add_class_arguments(TrainConfig, "trainer", skip={"seed"})
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", type=Literal["test", "validation"], default="test", help="choose on validation")
@@ -126,14 +129,14 @@ def repetition(arguments: list[str], extra: list[str]) -> Namespace:
 def build(config: Namespace) -> Namespace:
     """The same configuration with the parts' dataclasses in place: `.objective`, `.trainer`, `.sweep`, ..."""
     config = config.clone()
-    parser = make_parser(config.objective.name, config.get("data.name"))
+    parser = _parser_of(config)
     config.objective.pop("name")
     return parser.instantiate(config)
 
 
 def family(config: Namespace) -> ModuleType:
     """The module of `jepa_lab.families` that the configured objective belongs to."""
-    return FAMILIES[family_name(OBJECTIVES[config.objective.name].family, config.get("data.name"))]
+    return FAMILIES[family_name(objective_class(config.objective.name).family, config.get("data.name"))]
 
 
 def resolve(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
@@ -152,19 +155,27 @@ def reread(data: dict[str, Any]) -> dict[str, Any]:
 
 def parser_of(data: dict[str, Any]) -> ArgumentParser:
     """The parser of a stored configuration."""
-    return make_parser(data["objective"]["name"], data.get("data", {}).get("name"))
+    objective = data["objective"]
+    return make_parser(objective["name"], data.get("data", {}).get("name"), objective.get("use_contrastive"))
 
 
 def stored(config: Namespace) -> dict[str, Any]:
     """A configuration as plain data for a results file, without where it was read from and how it was written."""
-    data = yaml.safe_load(make_parser(config.objective.name, config.get("data.name")).dump(config))
+    data = yaml.safe_load(_parser_of(config).dump(config))
     return {key: value for key, value in data.items() if key not in ("config", "out", "resume", "checkpoints")}
 
 
-def _names(arguments: list[str]) -> tuple[str, str | None]:
-    """Read the names of objective and data first: they decide which settings exist."""
+def _parser_of(config: Namespace) -> ArgumentParser:
+    return make_parser(config.objective.name, config.get("data.name"), config.objective.get("use_contrastive"))
+
+
+def _names(arguments: list[str]) -> tuple[str, str | None, bool | None]:
+    """Read first what decides which settings exist: the names of objective and data, and `use_contrastive`."""
     found: dict[str, str | None] = {"objective": None, "data": None}
+    use_contrastive = None
     for key, value in _given(arguments):
+        if key == "--objective.use_contrastive":
+            use_contrastive = {"true": True, "false": False}.get(value.lower())  # for others the parser has an error
         if key == "--config":
             content = _read(value)
             for part in found:
@@ -175,11 +186,13 @@ def _names(arguments: list[str]) -> tuple[str, str | None]:
                 if not isinstance(found[part], str | None):
                     what = "an objective" if part == "objective" else "a data set"
                     raise ValueError(f"{part}.name in {value} must be the name of {what}, got {found[part]!r}")
+                if part == "objective":
+                    use_contrastive = section.get("use_contrastive", use_contrastive)
         else:
             for part in found:
                 if key == f"--{part}.name":
                     found[part] = value
-    return found["objective"] or "jepa", found["data"]
+    return found["objective"] or "jepa", found["data"], use_contrastive if isinstance(use_contrastive, bool) else None
 
 
 def _check_sections(parser: ArgumentParser, arguments: list[str]) -> None:

@@ -6,6 +6,7 @@ Book: chapters 04, 12.
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ def nt_xent(
     z2: Float[Tensor, "B P"],
     temperature: float = 0.1,
     implementation: Implementation = "auto",
+    similarity: Literal["cosine", "dot"] = "cosine",
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """NT-Xent, the contrastive loss of SimCLR: pick your own other view out of the 2B - 1 other embeddings.
 
@@ -40,11 +42,13 @@ def nt_xent(
     Args:
         implementation: "dense" is the code below, with a matrix of 2B x 2B; "fused" gives the same value and gradient
             in O(B) memory, but no second derivative; "auto" takes "fused" where it is faster: for large batches.
+        similarity: "dot" takes s as the inner product instead, so that the lengths of the embeddings count as well: a
+            temperature that the model can move. It is always computed dense.
     Shapes: z1, z2 [B, P], not normalised; returns the scalar loss and detached 0-d metrics: `accuracy` (share of rows
         whose nearest other row is their positive), `positive_cosine` and `negative_cosine` (means, before dividing by
-        the temperature).
+        the temperature, cosines whatever the similarity).
     Raises: ValueError for temperature <= 0, for a batch of one (there are no negatives), for different shapes or an
-        unknown `implementation`.
+        unknown `implementation` or `similarity`.
     Paper: Chen et al. 2020 (SimCLR), equation 1. Book: chapter 04.
     """
     if z1.shape != z2.shape or z1.ndim != 2:
@@ -54,12 +58,16 @@ def nt_xent(
     batch = len(z1)
     if batch < 2:
         raise ValueError(f"NT-Xent needs a batch of at least 2 rows to have negatives, got {batch}")
-    z = _unit(torch.cat([z1, z2]))
-    if use_fused(implementation, z, batch, _FUSED_FROM):
+    if similarity not in ("cosine", "dot"):
+        raise ValueError(f"similarity must be cosine or dot, got {similarity!r}")
+    both = torch.cat([z1, z2])
+    z = _unit(both)
+    if use_fused(implementation, z, batch, _FUSED_FROM) and similarity == "cosine":
         return _nt_xent_fused(z, temperature)
     cosine = z @ z.T  # [2B, 2B]
     itself = torch.eye(2 * batch, dtype=torch.bool, device=z.device)
-    logits = (cosine / temperature).masked_fill(itself, -torch.inf)  # a row is not its own candidate
+    score = cosine if similarity == "cosine" else _wide(both) @ _wide(both).T
+    logits = (score / temperature).masked_fill(itself, -torch.inf)  # a row is not its own candidate
     other_view = torch.arange(2 * batch, device=z.device).roll(batch)
     loss = F.cross_entropy(logits, other_view)
 
@@ -197,4 +205,8 @@ def _same_value(x: Tensor, value: Tensor) -> Tensor:
 
 def _unit(z: Tensor) -> Tensor:
     """Unit rows; half precision has too few digits for a similarity that is divided by a temperature."""
-    return F.normalize(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z, dim=-1)
+    return F.normalize(_wide(z), dim=-1)
+
+
+def _wide(z: Tensor) -> Tensor:
+    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z

@@ -270,7 +270,7 @@ def bad(regulariser):
 def test_build_objective_names_what_is_wrong():
     with pytest.raises(
         ValueError,
-        match="unknown objective 'dino'; known: barlow_twins, byol, contrastive, h_jepa, jasper, jasper_routed, ",
+        match="unknown objective 'dino'; known: barlow_twins, byol, c_jepa, c_jepa_vicreg, contrastive, h_jepa, ",
     ):
         build_objective("dino", encoder())
     with pytest.raises(TypeError, match="temprature"):
@@ -288,4 +288,4 @@ def test_build_objective_names_what_is_wrong():
             build_objective("jepa", encoder(), **settings)
     with pytest.raises(ValueError, match="regulariser must be one of none, vicreg, sigreg, isotropy"):
         JEPA(encoder(), bad("l2"))
-    assert len(OBJECTIVES) == 13 and all(cls.Config().__class__ is cls.Config for cls in OBJECTIVES.values())
+    assert len(OBJECTIVES) == 16 and all(cls.Config().__class__ is cls.Config for cls in OBJECTIVES.values())

@@ -8,6 +8,14 @@ Book: chapters 01, 04, 06, 08 to 14.
 from torch import Tensor, nn
 
 from jepa_lab.objectives.base import Objective
+from jepa_lab.objectives.c_jepa import (
+    CJEPA,
+    CJEPAConfig,
+    CJEPAVicReg,
+    CJEPAVicRegConfig,
+    ContrastiveJEPA,
+    NTXentConfig,
+)
 from jepa_lab.objectives.contrastive import Contrastive, ContrastiveConfig
 from jepa_lab.objectives.decorrelation import (
     BarlowTwins,
@@ -27,10 +35,13 @@ from jepa_lab.objectives.siamese import BYOL, BYOLConfig, SimSiam, SimSiamConfig
 from jepa_lab.objectives.steering import Jasper, JasperConfig, JasperLossConfig, TargetConfig
 from jepa_lab.objectives.supervised import Supervised, SupervisedConfig
 from jepa_lab.objectives.two_view import TwoView, TwoViewConfig
+from jepa_lab.polar.model import PolarV1, PolarV1Config
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
+    "c_jepa": CJEPA,
+    "c_jepa_vicreg": CJEPAVicReg,
     "contrastive": Contrastive,
     "h_jepa": HJEPA,
     "jasper": Jasper,
@@ -38,6 +49,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "jepa": JEPA,
     "lejepa": LeJEPA,
     "mae": MAE,
+    "polar": PolarV1,
     "retrieval": Retrieval,
     "simsiam": SimSiam,
     "supervised": Supervised,
@@ -45,31 +57,59 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
+# What `use_contrastive: true` makes of an objective: the same name, more settings.
+WITH_CONTRASTIVE: dict[str, type[Objective]] = {"c_jepa": CJEPA, "h_jepa": CJEPA, "jepa": ContrastiveJEPA}
+
+
+def objective_class(name: str, use_contrastive: bool | None = None) -> type[Objective]:
+    """The class of the objective called `name`; `use_contrastive` as its settings say, None where they do not.
+
+    Raises: ValueError for an unknown name (lists the known ones), and for a `use_contrastive` that does not fit it.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"unknown objective {name!r}; known: {', '.join(sorted(OBJECTIVES))}")
+    if use_contrastive and name not in WITH_CONTRASTIVE:
+        raise ValueError(f"use_contrastive=True fits {', '.join(sorted(WITH_CONTRASTIVE))}, not {name!r}")
+    if use_contrastive is False and name == "c_jepa":
+        raise ValueError("use_contrastive=False does not fit 'c_jepa'; without the contrastive term it is 'h_jepa'")
+    return WITH_CONTRASTIVE[name] if use_contrastive else OBJECTIVES[name]
+
+
 def build_objective(name: str, encoder: nn.Module | Tensor, config=None, seed: int = 0, **settings) -> Objective:
     """The objective called `name` on this encoder (`jasper`, `jasper_routed`: on these centroids of the topics,
     [K, D]; `retrieval`: on one of `text_nets`), from its config object or from the config's fields as keywords.
 
-    Raises: ValueError for an unknown name (lists the known ones), TypeError for an unknown setting.
+    NT-Xent joins a JEPA in two ways: `build_objective("h_jepa", encoder, use_contrastive=True, ...)` is `"c_jepa"`.
+    `polar` has no encoder to be put on: `PolarV1(config, units, image_size)` builds it.
+
+    Raises: ValueError for an unknown name (lists the known ones) or polar, TypeError for an unknown setting.
     """
-    if name not in OBJECTIVES:
-        raise ValueError(f"unknown objective {name!r}; known: {', '.join(sorted(OBJECTIVES))}")
+    if name == "polar":
+        raise ValueError("polar is a whole model: build it with PolarV1(config, units, image_size)")
     if config is not None and settings:
         raise TypeError(f"give either config or the settings {sorted(settings)}, not both")
-    cls = OBJECTIVES[name]
+    given = settings if config is None else vars(config)
+    cls = objective_class(name, given.get("use_contrastive"))
     return cls(encoder, config if config is not None else cls.Config(**settings), seed=seed)
 
 
 __all__ = [
     "BYOL",
+    "CJEPA",
     "HJEPA",
     "JEPA",
     "MAE",
     "OBJECTIVES",
+    "WITH_CONTRASTIVE",
     "BYOLConfig",
     "BarlowTwins",
     "BarlowTwinsConfig",
+    "CJEPAConfig",
+    "CJEPAVicReg",
+    "CJEPAVicRegConfig",
     "Contrastive",
     "ContrastiveConfig",
+    "ContrastiveJEPA",
     "HJEPAConfig",
     "JEPAConfig",
     "Jasper",
@@ -79,7 +119,10 @@ __all__ = [
     "LeJEPAConfig",
     "MAEConfig",
     "MomentumConfig",
+    "NTXentConfig",
     "Objective",
+    "PolarV1",
+    "PolarV1Config",
     "PredictorConfig",
     "Retrieval",
     "RetrievalConfig",
@@ -96,4 +139,5 @@ __all__ = [
     "VICReg",
     "VICRegConfig",
     "build_objective",
+    "objective_class",
 ]

@@ -30,6 +30,7 @@ class HJEPAConfig(JEPAConfig):
     level_layers: tuple[int, ...] = (0, 0, 0)
 
     def __post_init__(self):
+        super().__post_init__()
         if not len(self.level_weights) == len(self.level_pools) == len(self.level_layers) > 0:
             raise ValueError(
                 "level_weights, level_pools and level_layers must have one entry a level, at least one, got "

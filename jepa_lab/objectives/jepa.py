@@ -4,7 +4,7 @@ Book: chapters 01, 03, 05, 06, 07.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from einops import repeat
@@ -49,7 +49,8 @@ class JEPAConfig:
     """`target` says where the targets come from: the `ema` of the encoder, the encoder itself behind a
     `stop_gradient`, or the encoder with gradient (`none`, which collapses). `target_norm` and `loss` are those of
     `losses.prediction_loss`. `regulariser` holds the encoder's features apart; `regulariser_weight` times its value is
-    added to the loss, computed on at most `regulariser_rows` random tokens of the batch."""
+    added to the loss, computed on at most `regulariser_rows` random tokens of the batch. `use_contrastive` adds NT-Xent
+    between two views, and with it the settings of `c_jepa.NTXentConfig`: `build_objective` then makes another class."""
 
     mask: MaskConfig = field(default_factory=MaskConfig)
     target: Literal["ema", "stop_gradient", "none"] = "ema"
@@ -60,6 +61,24 @@ class JEPAConfig:
     regulariser: Literal["none", "vicreg", "sigreg", "isotropy"] = "none"
     regulariser_weight: float = 0.1
     regulariser_rows: int = 512
+    use_contrastive: bool = False
+
+    def __post_init__(self):
+        if not self.regulariser_weight >= 0 or self.regulariser_rows < 2:
+            raise ValueError(
+                "regulariser_weight must not be negative and regulariser_rows must be at least 2, "
+                f"got {self.regulariser_weight} and {self.regulariser_rows}"
+            )
+
+
+class Step(NamedTuple):
+    """A forward pass of `JEPA`: the loss, its metrics, what the context encoder saw, and everything that the target
+    encoder says, [B, N, D]."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    seen: Seen
+    everything: Tensor
 
 
 class JEPA(Objective):
@@ -82,29 +101,31 @@ class JEPA(Objective):
     """
 
     Config = JEPAConfig
+    contrastive: ClassVar[bool] = False  # what `use_contrastive` must be
     representations = (*Objective.representations, "online_pooled", "online_tokens")
 
     def __init__(self, encoder: TokenEncoder, config: JEPAConfig | None = None, seed: int = 0):
         super().__init__(encoder, seed)
-        self.config = config = config or JEPAConfig()
+        self.config = config = config or self.Config()
+        if config.use_contrastive != self.contrastive:
+            raise ValueError(
+                f"use_contrastive={config.use_contrastive} does not fit {type(self).__name__}; `build_objective` picks "
+                "the class that it does"
+            )
         if config.target not in ("ema", "stop_gradient", "none"):
             raise ValueError(f"target must be ema, stop_gradient or none, got {config.target!r}")
         if config.regulariser not in REGULARISERS:
             raise ValueError(f"regulariser must be one of {', '.join(REGULARISERS)}, got {config.regulariser!r}")
-        if not config.regulariser_weight >= 0 or config.regulariser_rows < 2:
-            raise ValueError(
-                "regulariser_weight must not be negative and regulariser_rows must be at least 2, "
-                f"got {config.regulariser_weight} and {config.regulariser_rows}"
-            )
         config.mask.check(encoder.grid, encoder.is_series)
         self.predictor = config.predictor.build(encoder.dim)
         self.target_encoder = EMAEncoder(encoder, config.momentum.build()) if config.target == "ema" else None
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.step(batch)[:2]
+        step = self.step(batch)
+        return step.loss, step.metrics
 
-    def step(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], Seen]:
-        """The loss, its metrics, and what the context encoder saw."""
+    def step(self, batch: dict[str, Tensor]) -> Step:
+        """The loss, its metrics, and what either encoder said."""
         tokens = self.encoder.tokenize(batch)
         mask, counts = self.draw(tokens)
         seen = see(self.encoder, tokens, mask)
@@ -124,7 +145,7 @@ class JEPA(Objective):
             regulariser = self.regularise(rows)
             metrics |= {"prediction": loss.detach(), "regulariser": regulariser.detach()}
             loss = loss + self.config.regulariser_weight * regulariser
-        return loss, metrics, seen
+        return Step(loss, metrics, seen, everything)
 
     def draw(self, tokens: Tokens) -> tuple[Mask, dict[str, Tensor]]:
         """A mask for each row, and what it hides on average."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepa_lab.data.augment import Augmentation, augment
@@ -40,6 +41,17 @@ class Views(NamedTuple):
     batch: dict[str, Tensor]
     keep: Tensor | None
     counts: dict[str, Tensor]
+
+
+def augmented_pair(
+    image: Float[Tensor, "B C H W"], augmentation: Augmentation, generator: torch.Generator
+) -> Float[Tensor, "B2 C H W"]:
+    """Two random versions of every image, all first ones before all second ones: [2B, C, H, W]."""
+    rows = None
+    if world_size() > 1:
+        index, total = positions(len(image), image)
+        rows = (torch.cat([index, index + total]), 2 * total)
+    return augment(torch.cat([image, image]), augmentation, generator, rows)
 
 
 class TwoView(Objective):
@@ -91,12 +103,8 @@ class TwoView(Objective):
         """Two fresh views of a batch, which any encoder can then encode."""
         config = self.config
         if config.views == "augment":
-            image, rows = batch["image"], None
-            if world_size() > 1:
-                index, total = positions(len(image), image)
-                rows = (torch.cat([index, index + total]), 2 * total)
-            both = torch.cat([image, image])
-            return Views(batch | {"image": augment(both, config.augmentation, self.generator, rows)}, None, {})
+            both = augmented_pair(batch["image"], config.augmentation, self.generator)
+            return Views(batch | {"image": both}, None, {})
         tokens = self.encoder.tokenize(batch)
         valid, series = of_all(tokens)  # masks are drawn for the rows of all processes
         if config.views == "complementary":
