@@ -31,6 +31,9 @@ from jepa_lab.objectives import OBJECTIVES, MomentumConfig, TwoView, build_objec
 from jepa_lab.objectives.retrieval import PhaseConfig, Retrieval, RetrievalConfig, RetrievalLossConfig
 from jepa_lab.objectives.routed import RoutedJasper, RoutedJasperConfig, RoutingLossConfig
 from jepa_lab.objectives.steering import Jasper, JasperConfig, TargetConfig
+from jepa_lab.polar.features import FeatureConfig
+from jepa_lab.polar.jepa import PolarJEPAConfig
+from jepa_lab.polar.model import PolarV1, PolarV1Config
 from jepa_lab.predictors import DecomposedConfig, SteeringPredictorConfig
 from jepa_lab.routing import RouterConfig
 from jepa_lab.text_nets import Projection, RetrievalPredictorConfig
@@ -114,6 +117,26 @@ def series() -> list[dict[str, Tensor]]:
     return batches
 
 
+def movies(rows: int) -> list[dict[str, Tensor]]:
+    """Twelve frames of noise, a gaze with a blink in the first row, counts of three neurons."""
+    generator = torch.Generator().manual_seed(rows)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(rows, 12, *shape, generator=generator, dtype=torch.float64)
+
+    batches = [
+        {
+            "movie": noise(12, 12),
+            "gaze": 0.02 * noise(2).cumsum(1),
+            "counts": noise(3).abs().round(),
+            "scored": torch.arange(12).expand(rows, 12) >= 4,
+        }
+        for _ in range(STEPS)
+    ]
+    batches[1]["gaze"][0, 3] = torch.nan
+    return batches
+
+
 BATCHES = {"sequences": lambda rows: sequences(), "series": lambda rows: series(), "images": images}
 
 
@@ -172,6 +195,18 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, list[dict[str, Tensor]]]]
     add("supervised", "images")
     add("supervised", "images", 7)
     add("supervised", "sequences")
+
+    def add_polar(label: str, rows: int, **settings) -> None:
+        def build():
+            torch.manual_seed(0)
+            jepa = PolarJEPAConfig(hidden=8, dim=6, regulariser="vicreg", regulariser_rows=20, momentum=0.8)
+            config = PolarV1Config(features=FeatureConfig(levels=2, pairs=2), jepa=jepa, **settings)
+            return PolarV1(config, units=3, image_size=12, seed=1).double(), movies(rows)
+
+        found[f"polar {label} {rows} movies"] = build
+
+    add_polar("static", 5, summary="static")
+    add_polar("full", 6, dynamics="behavior", use_jepa=True)
 
     def add_jasper(target: str, rows: int) -> None:
         def build():

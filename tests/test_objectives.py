@@ -288,4 +288,4 @@ def test_build_objective_names_what_is_wrong():
             build_objective("jepa", encoder(), **settings)
     with pytest.raises(ValueError, match="regulariser must be one of none, vicreg, sigreg, isotropy"):
         JEPA(encoder(), bad("l2"))
-    assert len(OBJECTIVES) == 15 and all(cls.Config().__class__ is cls.Config for cls in OBJECTIVES.values())
+    assert len(OBJECTIVES) == 16 and all(cls.Config().__class__ is cls.Config for cls in OBJECTIVES.values())

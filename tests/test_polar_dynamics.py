@@ -19,7 +19,7 @@ from jepa_lab.polar.dynamics import (
     rotated_memory_loop,
 )
 from jepa_lab.polar.features import FeatureConfig, PolarFeatures
-from jepa_lab.polar.summary import BOX, TemporalSummarizer, box, change, trace, trace_loop
+from jepa_lab.polar.summary import BOX, TemporalSummarizer, box, trace, trace_loop
 from tests.polar_cases import centre, crops, grating, photos, places
 
 CONFIG = DynamicsConfig()
@@ -55,8 +55,8 @@ def test_gradients_of_the_parallel_memory_are_those_of_the_recurrence():
 
 
 def test_memory_of_a_long_saccade_has_finite_gradients():
-    """400 frames of q = 1: above the diagonal the weights would be exp(66)."""
-    leak = CONFIG.leak(torch.ones(1, 400)).requires_grad_()
+    """1000 frames of q = 1: above the diagonal the weights would be exp(166), infinite."""
+    leak = CONFIG.leak(torch.ones(1, 1000)).requires_grad_()
     memory_weights(leak).square().sum().backward()
     assert leak.grad.isfinite().all()
 
@@ -181,14 +181,6 @@ def test_box_is_the_mean_of_the_last_frames():
         torch.testing.assert_close(box(x)[:, t], x[:, max(0, t - BOX + 1) : t + 1].mean(1))
 
 
-def test_temporal_energy_is_that_of_the_change_over_two_frames():
-    w = torch.complex(random(1, 9, 4), random(1, 9, 4, seed=1))
-    energy = change(w.real, w.imag)
-    torch.testing.assert_close(energy[:, 2:], (w[:, 2:] - w[:, :-2]).abs(), rtol=0, atol=2e-3)
-    torch.testing.assert_close(energy[:, 1], (w[:, 1] - w[:, 0]).abs(), rtol=0, atol=2e-3)
-    assert (energy[:, 0] == 0).all()
-
-
 @pytest.mark.parametrize(("kind", "channels"), [("temporal", 11), ("static", 4)])
 def test_summaries_see_the_past_and_the_phase_and_not_the_future(kind, channels):
     summary = TemporalSummarizer(kind)
@@ -220,7 +212,7 @@ def test_summaries_commute_with_pooling(kind):
 
 @pytest.mark.usefixtures("unchecked")
 def test_bad_settings():
-    with pytest.raises(ValueError, match=r"dynamics.lambda_sac must be a positive number, got 0.0"):
+    with pytest.raises(ValueError, match=r"recurrence.lambda_sac must be a positive number, got 0.0"):
         DynamicsConfig(lambda_sac=0.0)
     with pytest.raises(ValueError, match="summary must be temporal or static, got 'mean'"):
         TemporalSummarizer("mean")

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from jepa_lab.polar.features import FeatureConfig, PolarFeatures, QuadratureBank, laplacian_pyramid, reconstruct
+from jepa_lab.polar.features import (
+    FeatureConfig,
+    PolarFeatures,
+    QuadratureBank,
+    Response,
+    laplacian_pyramid,
+    reconstruct,
+)
 from tests.polar_cases import centre, crops, grating, photos, places
 
 LEVELS = range(3)
@@ -56,7 +63,8 @@ def test_gain_is_one_at_the_wave_vector_and_zero_at_a_constant():
     bank = QuadratureBank(EIGHT).double()
     k = bank.wave_vectors().detach()
     phase = 2 * math.pi * torch.einsum("yxc,mc->myx", bank.grid, k)
-    even, odd = bank.kernels()[:, 0].detach().split(8)
+    even, minus = bank.kernels()[:, 0].detach().split(8)
+    odd = -minus
     torch.testing.assert_close((even * phase.cos()).sum((1, 2)), torch.ones(8).double())
     torch.testing.assert_close((odd * phase.sin()).sum((1, 2)), torch.ones(8).double())
     assert even.sum((1, 2)).abs().max() < 1e-9 and odd.sum((1, 2)).abs().max() < 1e-9
@@ -123,6 +131,22 @@ def test_noise_filters_have_no_wave_vector():
     assert features.bank.weight.requires_grad
     with pytest.raises(ValueError, match="no known wave vector"):
         features.wave_vectors()
+
+
+def test_temporal_energy_is_that_of_the_change_over_two_frames():
+    response = PolarFeatures()(torch.randn(1, 9, 24, 24, generator=torch.Generator().manual_seed(0)))[0]
+    w = torch.complex(response.re, response.im)
+    torch.testing.assert_close(response.energy, (w[:, 2:] - w[:, :-2]).abs())
+    torch.testing.assert_close(response.amplitude, w.abs())
+    maps = torch.randn(1, 4, 2, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: Response(x).amplitude, maps)
+    assert torch.autograd.gradcheck(lambda x: Response(x).energy, maps)
+
+
+def test_a_blank_frame_has_finite_gradients():
+    features = PolarFeatures()
+    sum(w.amplitude.sum() + w.energy.sum() for w in features(torch.zeros(1, 4, 24, 24))).backward()
+    assert all(p.grad.isfinite().all() for p in features.parameters())
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -35,6 +35,7 @@ from jepa_lab.objectives.siamese import BYOL, BYOLConfig, SimSiam, SimSiamConfig
 from jepa_lab.objectives.steering import Jasper, JasperConfig, JasperLossConfig, TargetConfig
 from jepa_lab.objectives.supervised import Supervised, SupervisedConfig
 from jepa_lab.objectives.two_view import TwoView, TwoViewConfig
+from jepa_lab.polar.model import PolarV1, PolarV1Config
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "barlow_twins": BarlowTwins,
@@ -48,6 +49,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "jepa": JEPA,
     "lejepa": LeJEPA,
     "mae": MAE,
+    "polar": PolarV1,
     "retrieval": Retrieval,
     "simsiam": SimSiam,
     "supervised": Supervised,
@@ -78,9 +80,12 @@ def build_objective(name: str, encoder: nn.Module | Tensor, config=None, seed: i
     [K, D]; `retrieval`: on one of `text_nets`), from its config object or from the config's fields as keywords.
 
     NT-Xent joins a JEPA in two ways: `build_objective("h_jepa", encoder, use_contrastive=True, ...)` is `"c_jepa"`.
+    `polar` has no encoder to be put on: `PolarV1(config, units, image_size)` builds it.
 
-    Raises: ValueError for an unknown name (lists the known ones), TypeError for an unknown setting.
+    Raises: ValueError for an unknown name (lists the known ones) or polar, TypeError for an unknown setting.
     """
+    if name == "polar":
+        raise ValueError("polar is a whole model: build it with PolarV1(config, units, image_size)")
     if config is not None and settings:
         raise TypeError(f"give either config or the settings {sorted(settings)}, not both")
     given = settings if config is None else vars(config)
@@ -116,6 +121,8 @@ __all__ = [
     "MomentumConfig",
     "NTXentConfig",
     "Objective",
+    "PolarV1",
+    "PolarV1Config",
     "PredictorConfig",
     "Retrieval",
     "RetrievalConfig",

@@ -2,3 +2,7 @@
 
 Book: chapter 15.
 """
+
+# The objectives first: their table names PolarV1, which is built on them. In the other order either would meet the
+# other half made.
+import jepa_lab.objectives  # noqa: F401

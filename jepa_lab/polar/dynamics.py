@@ -33,7 +33,7 @@ class DynamicsConfig:
         for name in ("lambda_fix", "lambda_sac", "dt", "pixels_per_degree"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"dynamics.{name} must be a positive number, got {value}")
+                raise ValueError(f"recurrence.{name} must be a positive number, got {value}")
 
     def leak(self, q: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """lambda_t dt = ((1 - q_t) lambda_fix + q_t lambda_sac) dt, with q from 0 in a fixation to 1 in a saccade."""

@@ -64,21 +64,6 @@ def box(x: Float[Tensor, "B T *rest"], frames: int = BOX) -> Float[Tensor, "B T 
     return (inside / inside.sum(1, keepdim=True) @ x.flatten(2)).view_as(x)
 
 
-def change(re: Float[Tensor, "B T *rest"], im: Float[Tensor, "B T *rest"]) -> Float[Tensor, "B T *rest"]:
-    """The temporal energy |w_t - w_(t-2)|: how much a response turns or grows. 0 in the first frame.
-
-    Not linear: it must be taken on the maps, before they are pooled.
-
-    Shapes: [B, T, ...] -> [B, T, ...].
-    Book: chapter 15.
-    """
-
-    def moved(x: Tensor) -> Tensor:
-        return x - torch.cat([x[:, :1], x[:, :1], x[:, :-2]], dim=1)[:, : x.shape[1]]
-
-    return (moved(re).square() + moved(im).square() + 1e-6).sqrt() - 1e-3
-
-
 class TemporalSummarizer(nn.Module):
     """What the readout is shown of the pooled responses, at every frame, from this frame and earlier ones.
 
