@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from jepa_lab.polar.model import PolarV1, PolarV1Config
 from jsonargparse import ArgumentError
 
 from jepa_lab.__main__ import main
@@ -12,6 +11,7 @@ from jepa_lab.config import build, parse
 from jepa_lab.data.v1 import V1Config
 from jepa_lab.families import FAMILIES, polar
 from jepa_lab.families.polar import PolarData, gathered, predict, watch, windows
+from jepa_lab.polar.model import PolarV1, PolarV1Config
 from jepa_lab.polar.score import bits_per_spike
 
 CELLS = V1Config(size=16, simple=2, complex=1)
