@@ -1,10 +1,14 @@
 """Polar-V1 as a whole: six models that differ, a JEPA that does not collapse, errors that name what is wrong."""
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import jepa_lab
+from jepa_lab.config import build, parse, repetition
 from jepa_lab.data.v1 import simulate_v1
 from jepa_lab.data.v1_windows import MovieWindows
 from jepa_lab.metrics import diagnose, feature_std
@@ -22,6 +26,7 @@ SIX = {
     "static_jepa": {"summary": "static", "use_jepa": True},
 }
 UNITS, FRAMES, SIZE = 3, 30, 16
+CONFIGS = Path(jepa_lab.__file__).parent / "configs"
 
 
 def batch(rows=2, frames=FRAMES, seed=0):
@@ -349,3 +354,50 @@ def test_bad_input():
     with pytest.raises(ValueError, match="polar is a whole model"):
         build_objective("polar", None)
     assert OBJECTIVES["polar"] is PolarV1
+
+
+# ------------------------------------------------------------------------------------------------ configuration
+
+
+def settings_of(name):
+    """The objectives of a config's cases, by name."""
+    arguments = ["--config", str(CONFIGS / f"{name}.yaml")]
+    config = parse(arguments)
+    extra = build(config).sweep.overrides()
+    return {case: build(repetition(arguments, more)) for case, more in extra.items()}
+
+
+def test_the_six_of_the_config_are_the_six():
+    found = settings_of("polar")
+    assert list(found) == list(SIX)
+    for name, one in found.items():
+        switches = {key: getattr(one.objective, key) for key in ("dynamics", "summary", "use_jepa")}
+        assert switches == {"dynamics": "none", "summary": "temporal", "use_jepa": False} | SIX[name], name
+    assert len({repr(one.objective) for one in found.values()}) == 6
+    assert len({repr((one.data, one.trainer)) for one in found.values()}) == 1
+
+
+def test_the_control_differs_in_the_gains_alone():
+    six, control = settings_of("polar"), settings_of("polar_control")
+    assert list(control) == ["minimal", "behavior"]
+    for name, one in control.items():
+        assert one.objective == six[name].objective and one.trainer == six[name].trainer
+        assert not one.data.cells.saccadic_gain and not one.data.cells.position_gain
+        assert replace(one.data, cells=six[name].data.cells) == six[name].data
+
+
+def test_trials_vary_the_labels_and_the_plan_has_its_size():
+    trials = settings_of("polar_trials")
+    assert {one.data.share for one in trials.values()} == {0.1, 0.3, 1.0}
+    assert all(one.objective.use_jepa for one in trials.values() if one.data.unlabelled)
+    plan = settings_of("polar_plan")[""]
+    objective = PolarV1(plan.objective, 16, plan.data.cells.size).train()
+    assert objective.readout.weight.shape == (4, 14 * 16, 16)
+    generator = torch.Generator().manual_seed(0)
+    data = {
+        "movie": torch.randn(1, 8, 32, 32, generator=generator),
+        "gaze": torch.zeros(1, 8, 2),
+        "counts": torch.ones(1, 8, 16),
+        "scored": torch.ones(1, 8, dtype=torch.bool),
+    }
+    assert objective(data)[0].isfinite()
