@@ -226,6 +226,20 @@ def test_scales_come_from_the_first_batch_and_stay():
     assert torch.equal(before["scale"], resumed.scale)
 
 
+def test_windows_start_as_wide_on_every_level_and_rates_at_the_mean():
+    objective, data = model(), batch()
+    objective.start(data)
+    for level in range(3):
+        side = SIZE // 2**level
+        mask = objective.readout.masks(level, 31, 31)[0].detach()
+        place = (torch.arange(31) - 15) / 15.5 * side / 2
+        width = ((mask.sum(0) * place.square()).sum()).sqrt()
+        full = place.square().mean().sqrt()  # of a window that lets everything in
+        assert abs(width - 1.8) < 0.15 or (level == 2 and width < full), (level, width)
+    rates = objective.rates(data)
+    assert (rates / objective.mean_count - 1).abs().max() < 0.5
+
+
 def test_filters_learn_slower_and_every_parameter_once():
     objective = model(dynamics="behavior", use_jepa=True)
     groups = objective.param_groups(0.02)
@@ -271,7 +285,7 @@ def collapse(steps=80, **jepa):
     config = PolarV1Config(use_jepa=True, jepa=PolarJEPAConfig(dim=64, **jepa))
     objective = PolarV1(config, recording.counts.shape[1]).train()
     objective.start(windows.take(torch.arange(0, 48, 6)))
-    optimizer = torch.optim.Adam(objective.param_groups(2e-3), betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(objective.param_groups(3e-3), betas=(0.9, 0.99))
     probe = windows.take(torch.arange(0, 300, 6))["movie"][:, ::4]
 
     @torch.no_grad()
@@ -298,7 +312,6 @@ def collapse(steps=80, **jepa):
 @pytest.mark.slow
 def test_without_ema_regulariser_and_stop_gradient_the_embedding_shrinks_to_a_point():
     ratio, after, before = collapse(target="none", target_norm="none")
-    print(ratio, after.effective_rank, before.effective_rank, after.verdict)
     assert ratio < 0.3
     # The rank, free of scale, does not show it: what is left is noise in all directions.
     assert after.effective_rank > 0.8 * before.effective_rank
@@ -307,9 +320,9 @@ def test_without_ema_regulariser_and_stop_gradient_the_embedding_shrinks_to_a_po
 
 @pytest.mark.slow
 def test_with_ema_and_regulariser_neither_spread_nor_rank_fall():
-    ratio, after, before = collapse(regulariser="vicreg", regulariser_weight=1.0)
-    print(ratio, after.effective_rank, before.effective_rank, after.verdict)
-    assert ratio > 1 and after.effective_rank > 0.9 * before.effective_rank
+    ratio, after, before = collapse(regulariser="isotropy", regulariser_weight=1.0)
+    # Measured: s.d. x 1.4, rank 34.0 -> 30.8; without a regulariser 34.0 -> 21.2.
+    assert ratio > 1 and after.effective_rank > 0.8 * before.effective_rank
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -337,6 +350,7 @@ def test_bad_input():
     for settings, message in [
         ({"dynamics": "gaze"}, "dynamics must be one of none, behavior"),
         ({"summary": "mean"}, "summary must be one of temporal, static"),
+        ({"window": 0.0}, "window must be a positive number of pixels"),
         ({"lambda_jepa": -1.0}, "lambda_jepa must be a number of 0 or more"),
         ({"dynamics": "behavior", "features": FeatureConfig(filters="noise")}, "needs features.filters=gabor"),
     ]:
