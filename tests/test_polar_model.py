@@ -285,7 +285,7 @@ def collapse(steps=80, **jepa):
     config = PolarV1Config(use_jepa=True, jepa=PolarJEPAConfig(dim=64, **jepa))
     objective = PolarV1(config, recording.counts.shape[1]).train()
     objective.start(windows.take(torch.arange(0, 48, 6)))
-    optimizer = torch.optim.Adam(objective.param_groups(3e-3), betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(objective.param_groups(2e-3), betas=(0.9, 0.99))
     probe = windows.take(torch.arange(0, 300, 6))["movie"][:, ::4]
 
     @torch.no_grad()
@@ -313,7 +313,7 @@ def collapse(steps=80, **jepa):
 def test_without_ema_regulariser_and_stop_gradient_the_embedding_shrinks_to_a_point():
     ratio, after, before = collapse(target="none", target_norm="none")
     assert ratio < 0.3
-    # The rank, free of scale, does not show it: what is left is noise in all directions.
+    # Measured: .26. The rank, free of scale, does not show it: what is left is noise in all directions.
     assert after.effective_rank > 0.8 * before.effective_rank
     assert after.verdict != "healthy"
 
