@@ -47,7 +47,7 @@ def test_values_reach_the_dataclasses():
         (["--data.name", "imagenet"], "data.name"),
         (
             ["--objective.name", "dino"],
-            "known: barlow_twins, byol, c_jepa, c_jepa_vicreg, contrastive, h_jepa, jasper, jasper_routed, jepa, lejepa, ",
+            "known: barlow_twins, byol, c_jepa, c_jepa_vicreg, contrastive, h_jepa, jasper, ",
         ),
         (["--sweep.key", "trainer.epochs", "--sweep.values", "[1, 0]"], "trainer.epochs must be at least 1"),
         (["--sweep.key", "trainer.epochs"], "sweep.values must hold at least one value"),

@@ -80,25 +80,28 @@ def test_every_level_equals_a_loop_over_images_and_cells():
     x = target.tokenize(data)
     first = target.transformer.blocks[0](x.x, None)
     layers = [target(data), first, target.transformer.blocks[1](first, None)]
-    total = 0.0
-    for level, (pool, weight) in enumerate(zip((1, 2, 4), (1.0, 0.5, 0.25), strict=True)):
-        predictions, targets = [], []
-        for b in range(3):
-            seen = mask.context[b]
-            yes = torch.ones(1, int(seen.sum()), dtype=torch.bool)
-            h = objective.encoder.encode(tokens.x[b, seen][None], yes)
-            questions = []
+    predictions, targets = ([[] for _ in range(3)] for _ in range(2))
+    for b in range(3):
+        seen = mask.context[b]
+        yes = torch.ones(1, int(seen.sum()), dtype=torch.bool)
+        h = objective.encoder.encode(tokens.x[b, seen][None], yes)
+        questions, level_of = [], []
+        for level, pool in enumerate((1, 2, 4)):
             for i in range(4 // pool):
                 for j in range(4 // pool):
                     inside = [4 * (i * pool + p) + j * pool + q for p in range(pool) for q in range(pool)]
                     if mask.targets[b, 0, inside].any():
                         code = objective.level_codes[level - 1] if level else 0.0
                         questions.append(tokens.query[b, inside].mean(0) + code)
-                        targets.append(layers[level][b, inside].mean(0))
-            ones = torch.ones(1, 1, len(questions), dtype=torch.bool)
-            told = objective.predictor(h, yes, tokens.query[b, seen][None], torch.stack(questions)[None, None], ones)
-            predictions.append(told[0, 0])
-        expected = prediction_loss(torch.cat(predictions), torch.stack(targets))
+                        level_of.append(level)
+                        targets[level].append(layers[level][b, inside].mean(0))
+        ones = torch.ones(1, 1, len(questions), dtype=torch.bool)
+        told = objective.predictor(h, yes, tokens.query[b, seen][None], torch.stack(questions)[None, None], ones)
+        for level, answer in zip(level_of, told[0, 0], strict=True):
+            predictions[level].append(answer)
+    total = 0.0
+    for level, weight in enumerate((1.0, 0.5, 0.25)):
+        expected = prediction_loss(torch.stack(predictions[level]), torch.stack(targets[level]))
         torch.testing.assert_close(metrics[f"level_{level}_loss"], expected)
         total = total + weight * expected
     torch.testing.assert_close(loss, total)

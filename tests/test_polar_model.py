@@ -1,10 +1,14 @@
 """Polar-V1 as a whole: six models that differ, a JEPA that does not collapse, errors that name what is wrong."""
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import jepa_lab
+from jepa_lab.config import build, parse, repetition
 from jepa_lab.data.v1 import simulate_v1
 from jepa_lab.data.v1_windows import MovieWindows
 from jepa_lab.metrics import diagnose, feature_std
@@ -22,6 +26,7 @@ SIX = {
     "static_jepa": {"summary": "static", "use_jepa": True},
 }
 UNITS, FRAMES, SIZE = 3, 30, 16
+CONFIGS = Path(jepa_lab.__file__).parent / "configs"
 
 
 def batch(rows=2, frames=FRAMES, seed=0):
@@ -221,6 +226,20 @@ def test_scales_come_from_the_first_batch_and_stay():
     assert torch.equal(before["scale"], resumed.scale)
 
 
+def test_windows_start_as_wide_on_every_level_and_rates_at_the_mean():
+    objective, data = model(), batch()
+    objective.start(data)
+    for level in range(3):
+        side = SIZE // 2**level
+        mask = objective.readout.masks(level, 31, 31)[0].detach()
+        place = (torch.arange(31) - 15) / 15.5 * side / 2
+        width = ((mask.sum(0) * place.square()).sum()).sqrt()
+        full = place.square().mean().sqrt()  # of a window that lets everything in
+        assert abs(width - 1.8) < 0.15 or (level == 2 and width < full), (level, width)
+    rates = objective.rates(data)
+    assert (rates / objective.mean_count - 1).abs().max() < 0.5
+
+
 def test_filters_learn_slower_and_every_parameter_once():
     objective = model(dynamics="behavior", use_jepa=True)
     groups = objective.param_groups(0.02)
@@ -266,7 +285,7 @@ def collapse(steps=80, **jepa):
     config = PolarV1Config(use_jepa=True, jepa=PolarJEPAConfig(dim=64, **jepa))
     objective = PolarV1(config, recording.counts.shape[1]).train()
     objective.start(windows.take(torch.arange(0, 48, 6)))
-    optimizer = torch.optim.Adam(objective.param_groups(2e-3), betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(objective.param_groups(3e-3), betas=(0.9, 0.99))
     probe = windows.take(torch.arange(0, 300, 6))["movie"][:, ::4]
 
     @torch.no_grad()
@@ -293,7 +312,6 @@ def collapse(steps=80, **jepa):
 @pytest.mark.slow
 def test_without_ema_regulariser_and_stop_gradient_the_embedding_shrinks_to_a_point():
     ratio, after, before = collapse(target="none", target_norm="none")
-    print(ratio, after.effective_rank, before.effective_rank, after.verdict)
     assert ratio < 0.3
     # The rank, free of scale, does not show it: what is left is noise in all directions.
     assert after.effective_rank > 0.8 * before.effective_rank
@@ -302,9 +320,9 @@ def test_without_ema_regulariser_and_stop_gradient_the_embedding_shrinks_to_a_po
 
 @pytest.mark.slow
 def test_with_ema_and_regulariser_neither_spread_nor_rank_fall():
-    ratio, after, before = collapse(regulariser="vicreg", regulariser_weight=1.0)
-    print(ratio, after.effective_rank, before.effective_rank, after.verdict)
-    assert ratio > 1 and after.effective_rank > 0.9 * before.effective_rank
+    ratio, after, before = collapse(regulariser="isotropy", regulariser_weight=1.0)
+    # Measured: s.d. x 1.4, rank 34.0 -> 30.8; without a regulariser 34.0 -> 21.2.
+    assert ratio > 1 and after.effective_rank > 0.8 * before.effective_rank
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -332,6 +350,7 @@ def test_bad_input():
     for settings, message in [
         ({"dynamics": "gaze"}, "dynamics must be one of none, behavior"),
         ({"summary": "mean"}, "summary must be one of temporal, static"),
+        ({"window": 0.0}, "window must be a positive number of pixels"),
         ({"lambda_jepa": -1.0}, "lambda_jepa must be a number of 0 or more"),
         ({"dynamics": "behavior", "features": FeatureConfig(filters="noise")}, "needs features.filters=gabor"),
     ]:
@@ -349,3 +368,50 @@ def test_bad_input():
     with pytest.raises(ValueError, match="polar is a whole model"):
         build_objective("polar", None)
     assert OBJECTIVES["polar"] is PolarV1
+
+
+# ------------------------------------------------------------------------------------------------ configuration
+
+
+def settings_of(name):
+    """The objectives of a config's cases, by name."""
+    arguments = ["--config", str(CONFIGS / f"{name}.yaml")]
+    config = parse(arguments)
+    extra = build(config).sweep.overrides()
+    return {case: build(repetition(arguments, more)) for case, more in extra.items()}
+
+
+def test_the_six_of_the_config_are_the_six():
+    found = settings_of("polar")
+    assert list(found) == list(SIX)
+    for name, one in found.items():
+        switches = {key: getattr(one.objective, key) for key in ("dynamics", "summary", "use_jepa")}
+        assert switches == {"dynamics": "none", "summary": "temporal", "use_jepa": False} | SIX[name], name
+    assert len({repr(one.objective) for one in found.values()}) == 6
+    assert len({repr((one.data, one.trainer)) for one in found.values()}) == 1
+
+
+def test_the_control_differs_in_the_gains_alone():
+    six, control = settings_of("polar"), settings_of("polar_control")
+    assert list(control) == ["minimal", "behavior"]
+    for name, one in control.items():
+        assert one.objective == six[name].objective and one.trainer == six[name].trainer
+        assert not one.data.cells.saccadic_gain and not one.data.cells.position_gain
+        assert replace(one.data, cells=six[name].data.cells) == six[name].data
+
+
+def test_trials_vary_the_labels_and_the_plan_has_its_size():
+    trials = settings_of("polar_trials")
+    assert {one.data.share for one in trials.values()} == {0.1, 0.3, 1.0}
+    assert all(one.objective.use_jepa for one in trials.values() if one.data.unlabelled)
+    plan = settings_of("polar_plan")[""]
+    objective = PolarV1(plan.objective, 16, plan.data.cells.size).train()
+    assert objective.readout.weight.shape == (4, 14 * 16, 16)
+    generator = torch.Generator().manual_seed(0)
+    data = {
+        "movie": torch.randn(1, 8, 32, 32, generator=generator),
+        "gaze": torch.zeros(1, 8, 2),
+        "counts": torch.ones(1, 8, 16),
+        "scored": torch.ones(1, 8, dtype=torch.bool),
+    }
+    assert objective(data)[0].isfinite()

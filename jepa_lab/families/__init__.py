@@ -14,9 +14,9 @@ more module.
 are clinical records, the family is that of the data (`family_name`).
 """
 
-from jepa_lab.families import clinical, images, retrieval, text
+from jepa_lab.families import clinical, images, polar, retrieval, text
 
-FAMILIES = {"clinical": clinical, "images": images, "retrieval": retrieval, "text": text}
+FAMILIES = {"clinical": clinical, "images": images, "polar": polar, "retrieval": retrieval, "text": text}
 
 
 def family_name(own: str, data: str | None) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from jepa_lab.masking import Mask
 from jepa_lab.nets import TokenEncoder
 from jepa_lab.objectives.jepa import JEPA, JEPAConfig
-from jepa_lab.objectives.masked import Seen
+from jepa_lab.objectives.masked import Seen, ask
 from jepa_lab.tokens import Tokens
 
 
@@ -93,8 +93,9 @@ class HJEPA(JEPA):
 
     The target of a cell is the mean over a square of the target encoder's tokens, seen and hidden ones; it is asked
     for when at least one of them is hidden. The question is the mean of their position codes plus a learned code of the
-    level, and one predictor answers all levels, each by itself. Nothing is learned between the target encoder and
-    a target: a projection there, trained by the loss, could make all targets equal. The weights are not normalised.
+    level, and one predictor answers all questions of a target block, whatever their level, in one sequence. Nothing is
+    learned between the target encoder and a target: a projection there, trained by the loss, could make all targets
+    equal. The weights are not normalised.
 
     A single level of pool 1 is `JEPA`, to the bit.
 
@@ -124,14 +125,17 @@ class HJEPA(JEPA):
         self, batch: dict[str, Tensor], tokens: Tokens, mask: Mask, seen: Seen
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         everything, targets = self.level_targets(batch)
-        losses = []
-        for i, (level, target) in enumerate(zip(self.config.levels, targets, strict=True)):
-            query = pool_grid(tokens.query, self.encoder.grid, level.pool)
-            if i:
-                query = query + self.level_codes[i - 1]
-            where = touched(mask.targets, self.encoder.grid, level.pool)
-            losses.append(self.predict_slots(seen, query, where, target))
-        loss = sum(level.weight * one for level, one in zip(self.config.levels, losses, strict=True))
+        grid, levels = self.encoder.grid, self.config.levels
+        queries = [pool_grid(tokens.query, grid, level.pool) for level in levels]
+        queries = [queries[0], *(q + code for q, code in zip(queries[1:], self.level_codes, strict=True))]
+        where = [touched(mask.targets, grid, level.pool) for level in levels]
+        # The cells of all levels as one list of slots: a single pass of the predictor costs half of one for each level.
+        told = ask(self.predictor, seen, torch.cat(queries, 1), torch.cat(where, 2))
+        compared = self.compared(torch.cat(targets, 1), told)
+        ends = torch.tensor([cells.shape[2] for cells in where], device=told.slot.device).cumsum(0)
+        level_of = torch.bucketize(told.slot, ends, right=True)
+        losses = [self.compare(told.prediction, compared, told.asked & (level_of == i)) for i in range(len(levels))]
+        loss = sum(level.weight * one for level, one in zip(levels, losses, strict=True))
         return loss, everything, {f"level_{i}_loss": one.detach() for i, one in enumerate(losses)}
 
     def level_targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -18,7 +18,7 @@ from jepa_lab.masking import Mask, MaskConfig
 from jepa_lab.metrics import normalized_std
 from jepa_lab.nets import TokenEncoder, masked_mean
 from jepa_lab.objectives.base import Objective
-from jepa_lab.objectives.masked import PredictorConfig, Seen, ask, draw_mask, see
+from jepa_lab.objectives.masked import Answers, PredictorConfig, Seen, ask, draw_mask, see
 from jepa_lab.tokens import Tokens, gather_tokens
 
 # Each asks the rows to vary by about 1 in every direction. VICReg's two terms are in their paper's proportion, 25 : 1.
@@ -156,14 +156,14 @@ class JEPA(Objective):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The prediction loss, the target representations of all tokens [B, N, D], and more metrics."""
         everything = self.targets(batch)
-        return self.predict_slots(seen, tokens.query, mask.targets, everything), everything, {}
+        told = ask(self.predictor, seen, tokens.query, mask.targets)
+        return self.compare(told.prediction, self.compared(everything, told), told.asked), everything, {}
 
-    def predict_slots(self, seen: Seen, query: Tensor, where: Tensor, target: Tensor) -> Tensor:
-        """The loss of predicting `target` [B, N, D] at the slots `where` [B, M, N], which `query` [B, N, D] locates."""
-        told = ask(self.predictor, seen, query, where)
-        compared = target if self.config.target == "none" else target.detach()
-        compared = gather_tokens(repeat(compared, "b n d -> (b m) n d", m=where.shape[1]), told.slot)
-        return self.compare(told.prediction, compared, told.asked)
+    def compared(self, target: Tensor, told: Answers) -> Tensor:
+        """What the answers are compared with: of `target` [B, N, D] the slots that were asked for, [B M, L, D]."""
+        target = target if self.config.target == "none" else target.detach()
+        m = len(told.slot) // len(target)
+        return gather_tokens(repeat(target, "b n d -> (b m) n d", m=m), told.slot)
 
     def compare(self, prediction: Tensor, target: Tensor, asked: Tensor) -> Tensor:
         """The prediction loss over the asked tokens of all processes."""

@@ -145,7 +145,8 @@ class PolarJEPA(nn.Module):
 
         Shapes: -> [grid^2, height width].
         """
-        pixels = torch.eye(height * width, device=self.standardise.mean.device).view(-1, height, width)
+        mean = self.standardise.mean
+        pixels = torch.eye(height * width, device=mean.device, dtype=mean.dtype).view(-1, height, width)
         return F.adaptive_avg_pool2d(pixels, self.config.grid).flatten(1).T
 
     def pool(self, levels: list[Response], scale: Float[Tensor, " L"]) -> list[Pooled]:

@@ -23,6 +23,7 @@ from jepa_lab.polar.score import poisson_nll
 from jepa_lab.polar.summary import CHANNELS, Summary, TemporalSummarizer
 
 _FILTERS = 0.1  # the filters' share of the learning rate: they start where they should be
+_QUIET = 0.1  # of the readout's weights are left at the start: at first a model says the mean rate
 _FLOOR = 0.01  # counts a frame; a neuron that is silent in the first batch must still be able to fire
 
 
@@ -36,7 +37,10 @@ class PolarV1Config:
     | behavior, behavior_jepa | behavior | temporal | false, true |
     | static, static_jepa | none | static | false, true |
 
-    Raises: ValueError for settings that do not fit together.
+    `window` is the s.d. of a neuron's readout window at the start, in pixels of the level. It averages over phases: of
+    Re and Im exp(-(2 pi f window)^2 / 2) are left, a quarter at 1.8 pixels and nothing at 6.
+
+    Raises: ValueError for settings out of range or that do not fit together.
     Book: chapter 15.
     """
 
@@ -44,6 +48,7 @@ class PolarV1Config:
     summary: Summary = "temporal"
     use_jepa: bool = False
     lambda_jepa: float = 0.5
+    window: float = 1.8
     features: FeatureConfig = field(default_factory=FeatureConfig)
     recurrence: DynamicsConfig = field(default_factory=DynamicsConfig)
     behavior: BehaviorConfig = field(default_factory=BehaviorConfig)
@@ -55,6 +60,8 @@ class PolarV1Config:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not (math.isfinite(self.lambda_jepa) and self.lambda_jepa >= 0):
             raise ValueError(f"lambda_jepa must be a number of 0 or more, got {self.lambda_jepa}")
+        if not (math.isfinite(self.window) and self.window > 0):
+            raise ValueError(f"window must be a positive number of pixels, got {self.window}")
         if self.dynamics == "behavior" and self.features.filters == "noise":
             raise ValueError("dynamics=behavior rotates phases and needs features.filters=gabor, got noise")
 
@@ -106,13 +113,17 @@ class PolarV1(Objective):
         channels = (CHANNELS[config.summary] + 3 * self.with_behavior) * pairs
         self.summary = TemporalSummarizer(config.summary)
         self.readout = GaussianReadout(levels, channels, units)
+        with torch.no_grad():
+            half = image_size / 2 / 2.0 ** torch.arange(levels)
+            self.readout.log_width.copy_((config.window / half).log()[:, None, None].expand_as(self.readout.log_width))
+            self.readout.weight.mul_(_QUIET)
         self.behavior = None
         if self.with_behavior:
             self.behavior = BehaviorEncoder(config.behavior, levels, pairs, units, config.recurrence.dt)
             self.rest = nn.Parameter(torch.ones(levels, pairs))  # amplitudes are scaled to a mean of 1
         self.register_buffer("scale", torch.ones(levels))
         self.register_buffer("mean_count", torch.ones(units))
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("started", torch.zeros((), dtype=torch.long))
         # Last, so that what comes before has the same weights with and without it.
         self.jepa = None
         if config.use_jepa:
@@ -135,7 +146,7 @@ class PolarV1(Objective):
         self.mean_count.copy_(counts.to(self.mean_count.dtype).mean(0).clamp(min=_FLOOR))
         if self.jepa is not None:
             self.jepa.standardise.start(self.jepa.flat(self.jepa.pool(levels, self.scale)))
-        self.started.fill_(True)
+        self.started.fill_(1)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         if self.training and not self._behind:
@@ -151,7 +162,7 @@ class PolarV1(Objective):
         rates = self._rates(seen)
         scored = self._scored(batch)
         nll = self._nll(rates, batch["counts"], scored)
-        metrics = {"nll": nll.detach(), "blinks": self._blinked(batch).sum().float()}
+        metrics = {"nll": nll.detach(), "blinks": gather(self._blinked(batch)).sum().float()}
         if not watched:
             return nll, metrics
         if weight > 0:
