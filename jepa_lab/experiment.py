@@ -259,7 +259,7 @@ def load_result(name: str, folder: str | Path = "../results") -> dict[str, Any]:
     path = Path(folder) / f"{name}.json"
     if not path.exists():
         train = f"python -m jepa_lab train --config jepa_lab/configs/{name}.yaml"
-        speed = {"speed": "", "speed_gpu": " --device cuda", "speed_i_jepa": ".i_jepa"}
+        speed = {"speed": "", "speed_gpu": " --device cuda", "speed_i_jepa": ".i_jepa", "speed_polar": ".polar"}
         command = f"python -m benchmarks{speed[name]}" if name in speed else train
         raise FileNotFoundError(f"{path} is missing; make it with `{command}`")
     return json.loads(path.read_text())

@@ -815,4 +815,4 @@ assert time.process_time() < 180  # twice the budget: this machine may be busy
 # The masked autoencoder {cite}`he2022mae`; I-JEPA {cite}`assran2023ijepa`; SimCLR {cite}`chen2020simclr`; STraTS, which pretrains such tokens by
 # forecasting {cite}`tipirneni2022strats`; the data {cite}`silva2012challenge,goldberger2000physionet`.
 #
-# **Next**: [Steering](12_steering) leaves the wards for a library.
+# **Next**: [I-JEPA](10_i_jepa) goes from measurements to pictures.

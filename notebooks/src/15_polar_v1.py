@@ -2,8 +2,8 @@
 # # Polar-V1
 #
 # **Claim.** When the eye moves, the responses of V1 turn in a way that can be calculated. A model that speaks in amplitudes
-# and phases can use that, and a JEPA can be one of its losses. What behaviour is worth to the prediction of spikes is measured
-# here; so is what the JEPA is worth.
+# and phases can use that, and a JEPA can be one of its losses. Turning what was seen is a better forecast than keeping it; a
+# learnt forecast must first get as far.
 
 # %% [markdown]
 # :::{admonition} At a glance
@@ -345,9 +345,8 @@ explore(
 #
 # ```{math}
 # :label: eq-polar-memory
-# z_t = a_t\, e^{i \Delta\varphi_t}\, z_{t-1} + (1 - a_t)\, w_t, \qquad
-# a_t = e^{-\lambda_t\, dt}, \qquad
-# \lambda_t = (1 - q_t)\, \lambda_{\mathrm{fix}} + q_t\, \lambda_{\mathrm{sac}} .
+# z_t &= a_t\, e^{i \Delta\varphi_t}\, z_{t-1} + (1 - a_t)\, w_t \\
+# a_t &= e^{-\lambda_t\, dt}, \qquad \lambda_t = (1 - q_t)\, \lambda_{\mathrm{fix}} + q_t\, \lambda_{\mathrm{sac}} .
 # ```
 #
 # The past is rotated, the present never: frame $t$ already shows where the eye is. Rotation is dropped ($\Delta\varphi = 0$) where
