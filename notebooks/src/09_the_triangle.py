@@ -642,6 +642,7 @@ ASKED |= {
 }
 
 
+# %%
 def draw_question(data, question):
     key = ASKED[question]
     fig, [[ax]] = style.figure(height=2.7, width=6.2)
