@@ -14,7 +14,7 @@ from jepa_lab.data.v1_windows import MovieWindows
 from jepa_lab.metrics import diagnose, feature_std
 from jepa_lab.objectives import OBJECTIVES, build_objective
 from jepa_lab.polar.features import FeatureConfig
-from jepa_lab.polar.jepa import PolarJEPAConfig
+from jepa_lab.polar.jepa import PolarJEPAConfig, Pooled, _coming, turned
 from jepa_lab.polar.model import PolarV1, PolarV1Config
 
 SIX = {
@@ -272,9 +272,25 @@ def test_a_blink_spoils_the_forecasts_across_it():
     data["gaze"][:, 12] = torch.nan
     a = objective.forecast_errors(data)
     blank = data | {"movie": data["movie"].clone()}
-    blank["movie"][:, 12] += 100.0  # seen from frames 7 to 13 only, all of which look across the blink or into it
+    blank["movie"][:, 12] *= -30.0  # part of the pairs (7, 12) and (12, 17) only
     b = objective.forecast_errors(blank)
     assert a["persistence"] == pytest.approx(b["persistence"], rel=1e-5)
+
+
+def test_the_coming_gaze_is_that_of_the_next_frames():
+    x = torch.randn(2, 9, 2, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([x[:, t + 1 : t + 4].sum(1) for t in range(9)], dim=1)
+    torch.testing.assert_close(_coming(x, 3), expected)
+
+
+def test_turned_responses_are_those_of_the_shifted_gaze():
+    parts = torch.randn(3, 1, 4, 2, 5, generator=torch.Generator().manual_seed(0))
+    move, k = torch.tensor([1.0, -0.5]).expand(1, 4, 2), torch.tensor([[[0.15, 0.0], [0.0, 0.15]]])
+    (out,) = turned([Pooled(*parts)], move, k)
+    angle = 2 * torch.pi * torch.tensor([0.15, -0.075])[:, None]
+    expected = torch.complex(parts[1], parts[2]) * torch.polar(torch.ones(2, 1), angle)
+    torch.testing.assert_close(torch.complex(out.re, out.im), expected)
+    assert torch.equal(out.amplitude, parts[0])
 
 
 def collapse(steps=80, **jepa):
