@@ -117,8 +117,9 @@ def panels(
             ax.yaxis.set_minor_formatter(NullFormatter())
         if logx:
             _log_x(ax, [array(x) for x, _ in lines.values()])
-    if len(names) > 1:
-        fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
+    if len(names) > 1:  # a panel need not have all methods
+        found = {name: line for ax in axes.flat for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+        fig.legend(found.values(), found.keys(), loc="outside lower center", ncols=len(names))
     return fig
 
 

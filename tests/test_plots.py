@@ -319,3 +319,9 @@ def test_table_knows_when_less_is_better_and_when_one_seed_is_one_seed():
         plots.table(rows, ["kNN"])
     with pytest.raises(ValueError, match="'method'"):
         plots.table([{"loss": 1.0}])
+
+
+def test_a_legend_over_panels_names_the_methods_of_all_of_them():
+    x = [0, 1]
+    fig = plots.panels({"one": {"MAE": (x, x)}, "two": {"JEPA": (x, x)}, "three": {"MAE": (x, x)}}, xlabel="step")
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["MAE", "JEPA"]

@@ -796,4 +796,4 @@ assert time.process_time() < 180  # twice the budget: this machine may be busy
 # The data {cite}`silva2012challenge,goldberger2000physionet`; sets instead of grids {cite}`horn2020sets`; observation
 # triplets in a transformer, trained to forecast {cite}`tipirneni2022strats`; the masked autoencoder {cite}`he2022mae`.
 #
-# **Next**: the triangle trains three objectives on these tokens and asks what each of them learned.
+# **Next**: [The triangle](09_the_triangle) trains three objectives on these tokens and asks what each of them learned.
