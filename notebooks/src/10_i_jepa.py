@@ -773,4 +773,4 @@ assert time.process_time() < 180  # twice the budget: this machine may be busy
 # I-JEPA {cite}`assran2023ijepa`; patches as tokens {cite}`dosovitskiy2021vit`; principal components of patches as colours {cite}`oquab2024dinov2`; VICReg {cite}`bardes2022vicreg`;
 # Fashion-MNIST {cite}`xiao2017fashion`; digits {cite}`alpaydin1998digits`. We differ from I-JEPA in size, and in that target blocks are never redrawn (chapter 03).
 #
-# **Next**: [Steering](12_steering) puts a prediction to use, in a search with a hint.
+# **Next**: [Hierarchies and C-JEPA](11_hierarchies_and_c_jepa) asks for several scales at once, and adds a loss that compares pictures.
