@@ -7,6 +7,7 @@ encoder says of the two.
 Book: chapter 11.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -19,7 +20,7 @@ from jepa_lab.losses import nt_xent, vicreg
 from jepa_lab.masking import Mask
 from jepa_lab.nets import MLP, TokenEncoder, masked_mean
 from jepa_lab.objectives.hierarchical import HJEPA, HJEPAConfig
-from jepa_lab.objectives.jepa import JEPA, JEPAConfig
+from jepa_lab.objectives.jepa import JEPA, JEPAConfig, Step
 from jepa_lab.objectives.masked import draw_mask
 from jepa_lab.objectives.two_view import augmented_pair
 from jepa_lab.tokens import Tokens
@@ -67,13 +68,13 @@ class TwoViewJEPA(JEPA):
         metrics["ssl_loss"] = metrics["ssl_loss"] + weight * term.detach()
         return step.loss + weight * term, metrics
 
-    def embed(self, step) -> Tensor:
+    def embed(self, step: Step) -> Tensor:
         """What the head gets of either view, [2B, D]: the mean of the context encoder's outputs."""
         return masked_mean(step.seen.h, step.seen.valid)
 
+    @abstractmethod
     def second(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, float, dict[str, Tensor]]:
         """The second loss on the embeddings of all processes, its weight and its metrics."""
-        raise NotImplementedError
 
     def draw(self, tokens: Tokens) -> tuple[Mask, dict[str, Tensor]]:
         """Masks of one view after the other, so that several processes draw what one would."""
@@ -127,7 +128,7 @@ class ContrastiveJEPA(TwoViewJEPA):
     Config = NTXentConfig
     contrastive: ClassVar[bool] = True
 
-    def embed(self, step) -> Tensor:
+    def embed(self, step: Step) -> Tensor:
         return super().embed(step) if self.config.contrastive_on_context else step.everything.mean(1)
 
     def second(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, float, dict[str, Tensor]]:
