@@ -517,8 +517,7 @@ against(made, ["random init", "boosted trees", *NAMES], "summary")
 # - **Little was learned that the untrained encoder lacks.** For death all objectives end within two points of it, and the
 #   intervals reach zero. A training *with* labels gains only two points more.
 # - **Severity**, which is what kills, gains a point or two; only for MAE is that more than the splits' noise. It was hoped that an
-#   ordering of the three would show here, since a first trial on one split with few test stays had shown one. Five splits with
-#   4,000 test stays each do not.
+#   ordering of the three would show here. Five splits with 4,000 test stays each do not show one.
 # - **The heart rate** improves with every objective: a token's channel and value are told apart better. **The trend** is learned by
 #   none, with whole days to see it in; the summary, which holds the *last* value, has half of it.
 # - **Equal arithmetic** (hollow dots) changes nothing that can be seen.
@@ -618,7 +617,7 @@ print("all labels: nothing gained; one in a hundred: MAE and JEPA are ahead of t
 #   is the firmest gain of this chapter, and a small one.
 #
 # So the answer to the question of the triangle is a disappointment with a lesson: at this size *which* corner matters less than *whether labels are
-# few*. Twice as many epochs, tried in a pilot, did not change that.
+# few*.
 
 # %% [markdown]
 # ## Turn the knob: which question?
