@@ -764,14 +764,14 @@ for share in ("10%", "30%", "100%"):
         gain(trials, f"{share} jepa, all of the movie", share)
 noise = sum(trials["100% from noise"]["bits"]) / 3
 print(f"filters from noise, {noise:.3f} bits without a JEPA")
-gain(trials, "100% from noise, jepa", "100% from noise")
+_ = gain(trials, "100% from noise, jepa", "100% from noise")
 
 # %% [markdown]
 # **Behaviour** is worth a quarter more bits than the movie alone. It helps on each of the three populations, by unequal amounts:
 # with three seeds the interval still includes zero. In the control the mean difference is small enough, but it is not zero: two of the
-# three populations are 0.03 ahead. It is not the rotated memory that does it: with the gain held at 1
-# (`objective.behavior.gain=0`) the same model was, on validation pictures, on no population ahead of *minimal*. The gaze may tell
-# the gain something of the movie, since a sweep across a picture is unlike a rest. What is left for the gains of the cells is the difference of
+# three populations are 0.03 ahead. Perhaps the gaze tells
+# the gain something of the movie, since a sweep across a picture is unlike a rest; with the gain held at 1 (`objective.behavior.gain=0`) one
+# could find out. What is left for the gains of the cells is the difference of
 # the two differences, 0.07 bits.
 #
 # **The JEPA** adds nothing to *minimal* and to *static*, to the second decimal, and with behaviour it takes a little. The first
@@ -786,8 +786,8 @@ gain(trials, "100% from noise, jepa", "100% from noise")
 # And all six are far from the ceiling: *true rate, no gain* has more than twice the bits of *minimal*.
 #
 # Where else could a JEPA help? With few labelled trials, with more movie than spikes, with filters that must be learnt from
-# noise: the last cell above. (Few trials have a shorter and gentler recipe, chosen on validation pictures for the model without a JEPA, since with that
-# of the tables it overfits to below the mean rate. So compare within a share.) On the *same* trials the JEPA changes nothing, at any share.
+# noise: the last cell above. (Few trials have a shorter and gentler recipe, so that the model without a JEPA
+# does not overfit. So compare within a share.) On the *same* trials the JEPA changes nothing, at any share.
 # With the rest of the movie it changes more, up on one population and down on another; no interval is clear of zero. Filters that start
 # as noise end below the Gabors, with the JEPA or without. We looked where it could matter, and found nothing.
 #
